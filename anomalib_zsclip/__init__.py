@@ -1,0 +1,1 @@
+"""CLIP-based zero-shot anomaly detection for anomalib 2.x."""

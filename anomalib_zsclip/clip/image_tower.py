@@ -1,0 +1,214 @@
+"""The image tower of CLIP in one pass that keeps what zero-shot anomaly detection needs.
+
+The methods of this package change the attention of CLIP in different ways, but all of their changes are sums of one
+quantity. Let ``o_i`` be the ordinary residual stream after block ``i`` (counted from 1; ``o_0`` follows ``ln_pre``) and
+
+    v_i = out_proj(concat over heads of softmax(V V^T / sqrt(d)) V),   [Q, K, V] = in_proj(LN1_i(o_{i-1}))
+
+the value-value attention output of block ``i``. AnomalyCLIP's refined stream (DPAM, ICLR 2024, section 3.3) after block
+``l`` is ``o_{f-1} + v_f + ... + v_l``; CLIP-AD's staged dual path (arXiv 2311.00453, section 3.3) is ``v_s + ... + v_l``
+with ``s`` the first block of a stage. Neither feeds back into the ordinary stream, so one pass serves all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BlockRange = tuple[int, int]
+"""First and last block of a sum of value-value outputs, both included, counted from 1."""
+
+
+@dataclass
+class ImageFeatures:
+    """What one pass of the image tower yields. ``L = grid[0] * grid[1]`` patches, ``W`` width, ``E`` joint space.
+
+    Attributes:
+        image_embedding: CLIP's own image embedding, not normalised. Shape ``[B, E]``.
+        class_token: Class token after the last block, before ``ln_post``. Shape ``[B, W]``.
+        grid: Height and width of the patch grid.
+        tokens: Block -> residual stream after that block, class token first. Shape ``[B, 1 + L, W]``.
+        attention_tokens: Block -> residual stream inside that block, after its attention and before its MLP.
+            Shape ``[B, 1 + L, W]``.
+        value_value: Range of blocks -> sum of their value-value outputs. Shape ``[B, 1 + L, W]``.
+    """
+
+    image_embedding: Tensor
+    class_token: Tensor
+    grid: tuple[int, int]
+    tokens: dict[int, Tensor] = field(default_factory=dict)
+    attention_tokens: dict[int, Tensor] = field(default_factory=dict)
+    value_value: dict[BlockRange, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FeatureRequest:
+    """Which intermediate features a head wants from the pass; requests of several heads are merged with ``|``.
+
+    Attributes:
+        tokens: Blocks whose output stream is kept. ``0`` is the stream that enters the first block.
+        attention_tokens: Blocks whose stream after the attention is kept.
+        value_value: Ranges of blocks whose value-value outputs are summed.
+    """
+
+    tokens: frozenset[int] = frozenset()
+    attention_tokens: frozenset[int] = frozenset()
+    value_value: frozenset[BlockRange] = frozenset()
+
+    @classmethod
+    def of(
+        cls,
+        tokens: Iterable[int] = (),
+        attention_tokens: Iterable[int] = (),
+        value_value: Iterable[BlockRange] = (),
+    ) -> FeatureRequest:
+        """Build a request from any iterables."""
+        return cls(frozenset(tokens), frozenset(attention_tokens), frozenset(value_value))
+
+    def __or__(self, other: FeatureRequest) -> FeatureRequest:
+        """Return the union of two requests."""
+        return FeatureRequest(
+            self.tokens | other.tokens,
+            self.attention_tokens | other.attention_tokens,
+            self.value_value | other.value_value,
+        )
+
+    def check(self, layers: int) -> None:
+        """Raise ``ValueError`` where the request leaves a tower of ``layers`` blocks."""
+        for name, blocks, first in (
+            ("tokens", self.tokens, 0),
+            ("attention_tokens", self.attention_tokens, 1),
+            ("value_value", {block for pair in self.value_value for block in pair}, 1),
+        ):
+            outside = sorted(block for block in blocks if not first <= block <= layers)
+            if outside:
+                msg = f"{name}={outside} is outside the image tower, which has blocks {first} to {layers}."
+                raise ValueError(msg)
+        backwards = sorted(pair for pair in self.value_value if pair[0] > pair[1])
+        if backwards:
+            msg = f"value_value={backwards}: the first block of a range must not come after its last."
+            raise ValueError(msg)
+
+
+def forward_image_tower(
+    visual: nn.Module,
+    images: Tensor,
+    positional_embedding: Tensor,
+    request: FeatureRequest,
+) -> ImageFeatures:
+    """Run the tower once and collect what ``request`` names.
+
+    The residual stream and all sums stay in float32 whatever the precision of the weights: 24 roundings to bf16 would
+    cost more accuracy than the matrix products do, and the additions cost next to nothing.
+
+    Args:
+        visual: open_clip's ``VisionTransformer``; only its parameters are read.
+        images: Normalised images ``[B, 3, H, W]``.
+        positional_embedding: Positional embedding for the grid of ``images``, ``[1 + L, W]``.
+        request: Intermediate features to keep.
+
+    Returns:
+        The features, all in float32.
+    """
+    stream, grid = embed_patches(visual, images, positional_embedding)
+    features = run_blocks(visual, stream, request)
+    features.grid = grid
+    return features
+
+
+def embed_patches(visual: nn.Module, images: Tensor, positional_embedding: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Tokens that enter the first block, class token first, ``[B, 1 + L, W]``, and the patch grid."""
+    dtype = visual.conv1.weight.dtype
+    patches = F.conv2d(images.to(dtype), visual.conv1.weight, stride=visual.conv1.stride).float()  # [B, W, h, w]
+    class_token = visual.class_embedding.float().expand(patches.shape[0], 1, -1)
+    stream = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1)  # [B, 1 + L, W]
+    stream = stream + positional_embedding.float()
+    if isinstance(visual.ln_pre, nn.LayerNorm):
+        stream = layer_norm(stream, visual.ln_pre)
+    return stream, (patches.shape[-2], patches.shape[-1])
+
+
+def run_blocks(visual: nn.Module, stream: Tensor, request: FeatureRequest) -> ImageFeatures:
+    """Run all blocks on the tokens ``[B, N, W]``, the class token first, and collect what ``request`` names."""
+    dtype = visual.conv1.weight.dtype
+    blocks = visual.transformer.resblocks
+    features = ImageFeatures(stream, stream, (1, stream.shape[1] - 1))
+    if 0 in request.tokens:
+        features.tokens[0] = stream
+    for number, block in enumerate(blocks, start=1):
+        # When nobody asks for the patches that leave the last block, only the class token has to pass through it.
+        class_only = number == len(blocks) and number not in request.tokens | request.attention_tokens
+        query, key, value = project_heads(layer_norm(stream, block.ln_1).to(dtype), block.attn)
+        wanted = [pair for pair in request.value_value if pair[0] <= number <= pair[1]]
+        if wanted:
+            own = attend(value, value, value, block.attn).float()
+            for pair in wanted:
+                total = features.value_value.get(pair)
+                features.value_value[pair] = own if total is None else total + own
+        if class_only:
+            query, stream = query[:, :, :1], stream[:, :1]
+        stream = stream + attend(query, key, value, block.attn)
+        if number in request.attention_tokens:
+            features.attention_tokens[number] = stream
+        stream = stream + block.mlp(layer_norm(stream, block.ln_2).to(dtype))
+        if number in request.tokens:
+            features.tokens[number] = stream
+
+    features.class_token = stream[:, 0]
+    features.image_embedding = project_tokens(visual, features.class_token)
+    return features
+
+
+def project_tokens(visual: nn.Module, tokens: Tensor, *, normalize_first: bool = True) -> Tensor:
+    """Map tokens ``[..., W]`` to the joint space ``[..., E]`` as CLIP maps its class token: ``ln_post``, then ``proj``.
+
+    AnomalyCLIP's image embedding leaves ``ln_post`` out (``normalize_first=False``).
+    """
+    normed = layer_norm(tokens, visual.ln_post) if normalize_first else tokens
+    return (normed.to(visual.proj.dtype) @ visual.proj).float()
+
+
+def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """Layer norm in float32, whatever the precision of the weights."""
+    return F.layer_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+
+
+def project_heads(x: Tensor, attention: nn.MultiheadAttention) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values ``[B, heads, N, d]`` of tokens ``[B, N, W]``."""
+    batch, length, width = x.shape
+    qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    heads = qkv.view(batch, length, 3, attention.num_heads, width // attention.num_heads)
+    query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key, value
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, attention: nn.MultiheadAttention, *, causal: bool = False
+) -> Tensor:
+    """Attention and output projection: ``[B, heads, N, d]`` -> ``[B, N, W]``."""
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    return attention.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+def resize_positional_embedding(embedding: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
+    """Interpolate a positional embedding to another patch grid; the class token's row is kept.
+
+    Args:
+        embedding: ``[1 + S * S, W]`` of a square native grid, class token first.
+        grid: Height and width of the wanted grid.
+        mode: ``"bicubic"`` with antialias, as open_clip resizes on loading (and CLIP-AD with it), or ``"bilinear"``
+            without antialias, as AnomalyCLIP does. Both with ``align_corners=False``.
+
+    Returns:
+        ``[1 + grid[0] * grid[1], W]``; ``embedding`` itself where the grid is the native one.
+    """
+    side = int((embedding.shape[0] - 1) ** 0.5)
+    if grid == (side, side):
+        return embedding
+    square = embedding[1:].float().T.reshape(1, -1, side, side)
+    resized = F.interpolate(square, size=grid, mode=mode, align_corners=False, antialias=mode == "bicubic")
+    return torch.cat([embedding[:1].float(), resized.flatten(2).squeeze(0).T]).to(embedding.dtype)

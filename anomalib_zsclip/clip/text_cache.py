@@ -1,0 +1,79 @@
+"""Text embeddings on disk, so that the text tower runs once per backbone and prompt recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .backbone import ClipBackbone
+
+logger = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "ANOMALIB_ZSCLIP_CACHE"
+
+
+def cache_folder() -> Path:
+    """Folder of the cache: ``$ANOMALIB_ZSCLIP_CACHE``, else ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "anomalib_zsclip"
+
+
+def embed_texts(backbone: ClipBackbone, texts: Sequence[str], *, cache: bool = True) -> Tensor:
+    """Unit text embeddings ``[P, E]`` of sentences, from the cache where they are there.
+
+    The key is a hash over the backbone's fingerprint, its precision and the sentences, so a file can never be taken for
+    other weights or other prompts. A damaged file is made anew; a folder that cannot be written to costs one warning.
+
+    Args:
+        backbone: The frozen CLIP.
+        texts: The sentences.
+        cache: Whether to look at and write to the disk.
+    """
+    precision = backbone.clip.visual.proj.dtype
+    key = hashlib.sha256(repr((backbone.fingerprint, str(precision), list(texts))).encode("utf-8", "replace"))
+    path = cache_folder() / f"text-{key.hexdigest()[:40]}.safetensors"
+    device = backbone.clip.logit_scale.device
+    if cache and path.is_file():
+        embeddings = _read(path, (len(texts), backbone.embed_dim))
+        if embeddings is not None:
+            return embeddings.to(device)
+    embeddings = backbone.encode_text(texts, normalize=True, progress=len(texts) > 256)
+    if cache:
+        _write(path, embeddings)
+    return embeddings
+
+
+def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    try:
+        embeddings = load_file(path)["embeddings"]
+    except (SafetensorError, OSError, KeyError, ValueError):
+        embeddings = torch.empty(0)
+    if tuple(embeddings.shape) == shape and embeddings.dtype == torch.float32 and bool(embeddings.isfinite().all()):
+        return embeddings
+    logger.warning("The cache file %s is damaged; it is made anew.", path)
+    return None
+
+
+def _write(path: Path, embeddings: Tensor) -> None:
+    """Write beside the target and rename: whoever reads at the same time sees the whole file or none."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".text-")
+        os.close(handle)
+        save_file({"embeddings": embeddings.cpu().contiguous()}, temporary)
+        Path(temporary).replace(path)
+    except (OSError, SafetensorError) as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        logger.warning("Text embeddings cannot be cached in %s (%s); they are computed at every start.", path.parent, error)

@@ -1,0 +1,377 @@
+"""Learning a head from labelled auxiliary images, on top of the frozen tower.
+
+The tower's features do not change while a head learns. So the tower sees each image once, before the first epoch; what the
+loss needs is kept in a :class:`TokenCache`, and all epochs run on that without decoding an image.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from anomalib import TaskType
+from anomalib.data import AnomalibDataModule, ImageBatch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.heads.base import LearnableHead
+
+logger = logging.getLogger(__name__)
+
+GIGABYTE = 2**30
+
+HOW_TO_LEARN = """\
+ZeroShotTransfer is the data module for that: it trains on the labelled test images of auxiliary data and tests on another
+data set. Save for example as transfer.yaml, and pass it with --data transfer.yaml:
+
+    class_path: anomalib_zsclip.data.ZeroShotTransfer
+    init_args:
+      auxiliary:
+        class_path: anomalib.data.Visa
+      target:
+        class_path: anomalib.data.MVTecAD
+        init_args:
+          category: bottle
+
+More examples are in the folder configs/data of this package's repository."""
+
+
+@dataclass
+class TokenBatch:
+    """What a head learns from, for a batch of images.
+
+    Attributes:
+        inputs: What :meth:`LearnableHead.learning_inputs` gave, batch first.
+        labels: 1 for anomalous images. Shape ``[B]``.
+        masks: Ground truth, boolean. Shape ``[B, H, W]``. ``None`` where the auxiliary data has none.
+        image: Always ``None``; it and ``gt_mask`` are here because anomalib's pre-processor transforms both of every
+            training batch.
+        gt_mask: Always ``None``.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    masks: Tensor | None = None
+    image: None = field(default=None, init=False)
+    gt_mask: None = field(default=None, init=False)
+
+    def columns(self) -> dict[str, Tensor]:
+        """All tensors under one name each."""
+        columns = {f"inputs.{name}": values for name, values in self.inputs.items()}
+        columns["labels"] = self.labels
+        if self.masks is not None:
+            columns["masks"] = self.masks
+        return columns
+
+    @classmethod
+    def from_columns(cls, columns: dict[str, Tensor]) -> TokenBatch:
+        """Undo :meth:`columns`."""
+        inputs = {name.removeprefix("inputs."): values for name, values in columns.items() if "." in name}
+        return cls(inputs, columns["labels"], columns.get("masks"))
+
+
+class TokenCache(Dataset):
+    """Tensors per image, exact to the bit: in memory, or in a memory-mapped file where they exceed the budget.
+
+    The file has no name that another run could find, and the operating system removes it with the process, whichever way
+    that ends.
+
+    Args:
+        batches: Batches of all images in their order. Read once.
+        images: Number of images.
+        budget: Bytes of memory that the tensors may take.
+        folder: Where the file is made if they need more.
+
+    Raises:
+        ArgumentError: If the images differ in size, or the disk has too little room.
+    """
+
+    def __init__(self, batches: Iterable[TokenBatch], images: int, budget: float, folder: str | Path) -> None:
+        self._columns: dict[str, _Column] = {}
+        for batch in batches:
+            columns = {name: values.detach().cpu() for name, values in batch.columns().items()}
+            if not self._columns:
+                self._columns = _make_columns(columns, images, budget, Path(folder))
+            for name, values in columns.items():
+                self._columns[name].append(values)
+        self._tensors = {name: column.finish() for name, column in self._columns.items()}
+        filled = {len(values) for values in self._tensors.values()}
+        if filled != {images}:
+            msg = f"images={images}, but batches held {sorted(filled)} of them."
+            raise ArgumentError(msg)
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether the tensors are in a memory-mapped file."""
+        return any(isinstance(column, _FileColumn) for column in self._columns.values())
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._tensors["labels"])
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Tensors of one image."""
+        return {name: values[index] for name, values in self._tensors.items()}
+
+    @staticmethod
+    def collate_fn(items: Sequence[dict[str, Tensor]]) -> TokenBatch:
+        """Make a batch."""
+        return TokenBatch.from_columns({name: torch.stack([item[name] for item in items]) for name in items[0]})
+
+
+class _Column:
+    """One tensor per image in memory."""
+
+    def __init__(self, sample: Tensor, images: int) -> None:
+        self._shape = sample.shape
+        self._values = torch.empty(images, *sample.shape, dtype=sample.dtype)
+        self._filled = 0
+
+    def append(self, values: Tensor) -> None:
+        if values.shape[1:] != self._shape:
+            msg = (
+                f"The auxiliary images differ in size: tensors of the shapes {list(self._shape)} and "
+                f"{list(values.shape[1:])}. Let the pre-processor resize them all to one size."
+            )
+            raise ArgumentError(msg)
+        self._write(values)
+        self._filled += len(values)
+
+    def _write(self, values: Tensor) -> None:
+        self._values[self._filled : self._filled + len(values)] = values
+
+    def finish(self) -> Tensor:
+        return self._values[: self._filled]
+
+
+class _FileColumn(_Column):
+    """One tensor per image in a nameless file."""
+
+    def __init__(self, sample: Tensor, folder: Path) -> None:
+        self._shape = sample.shape
+        self._dtype = sample.dtype
+        # Written as a file and mapped afterwards: a full disk is then an error instead of a crash.
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the mapping
+        self._filled = 0
+
+    def _write(self, values: Tensor) -> None:
+        self._file.write(values.contiguous().view(torch.uint8).numpy().data)
+
+    def finish(self) -> Tensor:
+        self._file.flush()
+        # Copy on write: torch wants writable memory, and the file must not change.
+        mapped = np.memmap(self._file, dtype=np.uint8, mode="c")
+        return torch.from_numpy(mapped).view(self._dtype).view(-1, *self._shape)
+
+
+def _make_columns(batch: dict[str, Tensor], images: int, budget: float, folder: Path) -> dict[str, _Column]:
+    needed = images * sum(values[0].nbytes for values in batch.values())
+    if needed <= budget:
+        return {name: _Column(values[0], images) for name, values in batch.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed >= free:
+        msg = (
+            f"The token cache of {images} images needs {needed / GIGABYTE:.2f} GB: more than cache_budget_gb="
+            f"{budget / GIGABYTE:.2f} and than the {free / GIGABYTE:.2f} GB that are free in {folder}. Raise the budget "
+            "if the memory is there, make room, or pass token_cache=False (slower: the tower then runs in every epoch)."
+        )
+        raise ArgumentError(msg)
+    logger.info("The token cache takes %.2f GB: it is kept in a file in %s.", needed / GIGABYTE, folder)
+    return {name: _FileColumn(values[0], folder) for name, values in batch.items()}
+
+
+class LearningMixin(LightningModule):
+    """Lightning hooks of a detector whose head learns from auxiliary images; put it before anomalib's class.
+
+    The class provides ``learn``, ``learning_head`` and ``model`` (with ``backbone``), and may set ``token_cache`` and
+    ``cache_budget_gb``. Without ``learn`` every hook passes through.
+
+    Attributes:
+        learn: Whether ``fit`` learns.
+        learning_head: The head that learns.
+        token_cache: Keep the tokens of all images between epochs. The losses are the same without, only slower.
+        cache_budget_gb: Gigabytes of memory that the tokens may take; more go to a file in the trainer's root folder.
+        learned_from: The data that the head learned from, as the checkpoint tells it: a list of ``name``, ``category``,
+            ``images``.
+    """
+
+    learn: bool
+    learning_head: LearnableHead
+    token_cache: bool = True
+    cache_budget_gb: float = 4.0
+    learned_from: list[dict[str, Any]] | None = None
+    _replaced_data: Any = None
+
+    def setup(self, stage: str) -> None:
+        """Refuse data that the head cannot learn from before anything costly happens."""
+        if self.learn and stage == TrainerFn.FITTING:
+            datamodule = self._data_to_learn_from()
+            self.learned_from = describe_data(datamodule)
+        super().setup(stage)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add the callback that gives the data back after an exception to those of the class."""
+        callbacks = super().configure_callbacks()
+        return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), _GiveDataBack()]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer | None:
+        """Return the optimiser of the paper, over the learned parameters alone."""
+        return self.learning_head.configure_optimizer() if self.learn else None
+
+    def on_fit_start(self) -> None:
+        """Run the tower over the auxiliary images, where more than one epoch makes use of it."""
+        super().on_fit_start()
+        if self.learn and self.token_cache and self.trainer.max_epochs != 1:
+            data = self.trainer.datamodule.train_data
+            self.trainer.datamodule.train_data = self._fill_cache()
+            self._replaced_data = data
+
+    def training_step(self, batch: ImageBatch | TokenBatch, batch_idx: int) -> Tensor:
+        """Loss of a batch of images or of cached tokens."""
+        del batch_idx
+        tokens = batch if isinstance(batch, TokenBatch) else self._tokens_of(batch)
+        masks = None if tokens.masks is None else tokens.masks.float()
+        losses = self.learning_head.learning_loss(self.model.backbone, tokens.inputs, masks, tokens.labels)
+        self.log_dict(
+            {f"train_{name}": value.detach() for name, value in losses.items()},
+            on_step=False,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=len(tokens.labels),
+        )
+        return losses["loss"]
+
+    def on_validation_start(self) -> None:
+        """Validate with what has been learned so far."""
+        self._finish_learning()
+        super().on_validation_start()
+
+    def on_train_epoch_end(self) -> None:
+        """Let the checkpoint that follows hold what has been learned."""
+        self._finish_learning()
+        super().on_train_epoch_end()
+
+    def on_fit_end(self) -> None:
+        """Give the data back to the data module."""
+        super().on_fit_end()
+        self._give_data_back()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the data that the head learned from."""
+        super().on_save_checkpoint(checkpoint)
+        if self.learned_from is not None:
+            checkpoint["zsclip_learned_from"] = self.learned_from
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the data that the head learned from."""
+        super().on_load_checkpoint(checkpoint)
+        self.learned_from = checkpoint.get("zsclip_learned_from", self.learned_from)
+
+    def _finish_learning(self) -> None:
+        if self.learn and self.trainer.state.fn == TrainerFn.FITTING:
+            # Validation may run in inference mode; tensors made there could not take part in learning again.
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self.learning_head.finish_learning(self.model.backbone)
+
+    def _data_to_learn_from(self) -> AnomalibDataModule:
+        """Return the trainer's data module.
+
+        Raises:
+            ArgumentError: If the head cannot learn from its training images.
+        """
+        datamodule = self.trainer.datamodule
+        if not isinstance(datamodule, AnomalibDataModule):
+            msg = f"learn=True needs a data module with labelled auxiliary images (datamodule=...).\n{HOW_TO_LEARN}"
+            raise ArgumentError(msg)
+        data = datamodule.train_data
+        if not (data.has_anomalous and data.has_normal):
+            kind = "normal" if data.has_normal else "anomalous"
+            msg = (
+                "learn=True needs labelled auxiliary images, normal and anomalous, but the training images of "
+                f"{type(datamodule).__name__} are all {kind}.\n{HOW_TO_LEARN}"
+            )
+            raise ArgumentError(msg)
+        if data.task == TaskType.CLASSIFICATION:
+            head = type(self.learning_head).__name__
+            if getattr(self.learning_head, "needs_masks", False):
+                msg = f"{head} learns from pixel masks, but the auxiliary data has none: choose data with masks."
+                raise ArgumentError(msg)
+            logger.info("The auxiliary data has no masks: %s learns with its image loss alone.", head)
+        return datamodule
+
+    def _fill_cache(self) -> TokenCache:
+        datamodule = self.trainer.datamodule
+        loader = DataLoader(
+            datamodule.train_data,
+            batch_size=datamodule.train_batch_size,
+            num_workers=datamodule.num_workers,
+            collate_fn=datamodule.external_collate_fn or datamodule.train_data.collate_fn,
+            # A generator of its own leaves the global one, and with it what is learned, as it is without a cache.
+            generator=torch.Generator(),
+        )
+        hidden = self.trainer.progress_bar_callback is None
+        return TokenCache(
+            self._token_batches(tqdm(loader, desc="Tokens of the auxiliary images", disable=hidden, leave=False)),
+            images=len(datamodule.train_data),
+            budget=self.cache_budget_gb * GIGABYTE,
+            folder=self.trainer.default_root_dir,
+        )
+
+    def _token_batches(self, loader: Iterable[ImageBatch]) -> Iterator[TokenBatch]:
+        """Treat the batches as Lightning treats those of an epoch before it calls :meth:`training_step`."""
+        precision, strategy = self.trainer.precision_plugin, self.trainer.strategy
+        for index, images in enumerate(loader):
+            batch = strategy.batch_to_device(precision.convert_input(images), dataloader_idx=0)
+            if isinstance(self.pre_processor, Callback):
+                self.pre_processor.on_train_batch_start(self.trainer, self, batch, index)
+            with precision.forward_context():
+                yield self._tokens_of(batch)
+
+    @torch.no_grad()
+    def _tokens_of(self, batch: ImageBatch) -> TokenBatch:
+        """Run the tower over a batch of pre-processed images."""
+        backbone, head = self.model.backbone, self.learning_head
+        features = backbone.forward_intermediates(batch.image, head.request(backbone))
+        names = [class_name_of(self.trainer.datamodule, path) for path in batch.image_path]
+        masks = None if batch.gt_mask is None else batch.gt_mask.as_subclass(Tensor).bool()
+        return TokenBatch(head.learning_inputs(features, backbone, names), batch.gt_label.long(), masks)
+
+    def _give_data_back(self) -> None:
+        if self._replaced_data is not None:
+            self.trainer.datamodule.train_data = self._replaced_data
+            self._replaced_data = None
+
+
+class _GiveDataBack(Callback):
+    """Lightning tells callbacks alone of exceptions."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        del trainer, exception
+        pl_module._give_data_back()  # noqa: SLF001 - part of the mixin
+
+
+def class_name_of(datamodule: AnomalibDataModule, image_path: str) -> str:
+    """What an image shows: the category that the data module gives for it, as it is written, else ``"object"``."""
+    if hasattr(datamodule, "class_name_of"):
+        return datamodule.class_name_of(image_path)
+    return datamodule.category or "object"
+
+
+def describe_data(datamodule: AnomalibDataModule) -> list[dict[str, Any]]:
+    """Name the training data in plain values: ``name``, ``category`` and number of ``images`` of each part."""
+    if hasattr(datamodule, "auxiliary_description"):
+        return datamodule.auxiliary_description
+    images = len(datamodule.train_data)
+    return [{"name": datamodule.name, "category": datamodule.category, "images": images}]

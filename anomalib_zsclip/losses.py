@@ -1,0 +1,40 @@
+"""Losses for learning from auxiliary images with masks (CLIP-AD, AnomalyCLIP)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def focal_loss(probabilities: Tensor, masks: Tensor, gamma: float = 2.0, smoothing: float = 1e-5) -> Tensor:
+    """Focal loss of two-class probability maps (Lin et al. 2017), as AnomalyCLIP and CLIP-AD use it.
+
+    Args:
+        probabilities: Probabilities of normal and anomalous, ``[B, 2, H, W]``.
+        masks: Ground truth in {0, 1}, ``[B, H, W]``.
+        gamma: Focus on hard pixels.
+        smoothing: Label smoothing, and the summand that keeps the logarithm finite.
+
+    Returns:
+        Mean over all pixels, a scalar.
+    """
+    true = torch.where(masks.bool(), probabilities[:, 1], probabilities[:, 0])
+    other = torch.where(masks.bool(), probabilities[:, 0], probabilities[:, 1])
+    likelihood = (1 - smoothing) * true + smoothing * other + smoothing
+    return (-((1 - likelihood) ** gamma) * likelihood.log()).mean()
+
+
+def dice_loss(probabilities: Tensor, masks: Tensor) -> Tensor:
+    """Dice loss per image, averaged over the batch.
+
+    Args:
+        probabilities: Probability of the class that ``masks`` marks, ``[B, H, W]``.
+        masks: Ground truth in {0, 1}, ``[B, H, W]``.
+
+    Returns:
+        A scalar in [0, 1].
+    """
+    dims = (-2, -1)
+    overlap = (probabilities * masks).sum(dims)
+    total = probabilities.sum(dims) + masks.sum(dims)
+    return 1 - ((2 * overlap + 1) / (total + 1)).mean()

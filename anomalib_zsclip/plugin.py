@@ -1,0 +1,46 @@
+"""How anomalib finds us.
+
+anomalib looks for models in three places: among the direct subclasses of ``AnomalibModule`` (``list_models``,
+``get_model("zs_clip")``, the command line), among the attributes of ``anomalib.models``
+(``get_model({"class_path": "ZsClip"})``), and in the modules of ``anomalib.models.ALLOWED_MODULES`` (dotted paths). Data
+modules are attributes of ``anomalib.data``. :func:`register` serves all of them. What imports this package in a process
+that only says ``anomalib`` is the start-up hook in the folder ``hook``.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+
+def register() -> None:
+    """Make models and data modules known to anomalib; safe to call more than once."""
+    import anomalib.data
+    import anomalib.models
+
+    from . import data, models
+
+    for name in models.__all__:
+        setattr(anomalib.models, name, getattr(models, name))
+    for name in data.__all__:
+        setattr(anomalib.data, name, getattr(data, name))
+    anomalib.models.ALLOWED_MODULES |= {"anomalib_zsclip", "anomalib_zsclip.models"}
+    _show_own_errors_plainly()
+
+
+def _show_own_errors_plainly() -> None:
+    """Where the ``anomalib`` command ends with one of our errors, print its message instead of a stack of frames."""
+    previous = sys.excepthook
+    if getattr(previous, "is_zsclip", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        from .errors import ZsClipError
+
+        if isinstance(error, ZsClipError) and sys.argv[0].endswith("anomalib"):
+            sys.stderr.write(f"\nError: {error}\n")
+        else:
+            previous(kind, error, trace)
+
+    hook.is_zsclip = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

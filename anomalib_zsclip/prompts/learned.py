@@ -1,0 +1,235 @@
+"""Learned object-agnostic prompts (AnomalyCLIP, ICLR 2024, sections 3.1 and 3.2) and the files that keep them."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from anomalib_zsclip.clip import ClipBackbone
+from anomalib_zsclip.errors import ArgumentError, CheckpointError
+
+OFFICIAL = "official"
+"""Value of ``info["layout"]`` for prompts of the published programs."""
+
+_ENDINGS = ("object.", "damaged object.")
+_NAMES = ("ctx_pos", "ctx_neg", "deep_prompts")
+
+
+class PromptLearner(nn.Module):
+    """The learned tokens of the two sentences ``[V1]..[VE] object.`` and ``[W1]..[WE] damaged object.``.
+
+    Besides the tokens at its input, the text tower gets learned tokens between its blocks (deep prompts): they replace
+    the first ones behind the start token before block 1, 2, ... (blocks counted from 0) and serve both sentences. All
+    of them start from a normal distribution with standard deviation 0.02.
+
+    Args:
+        text_width: Width ``W`` of the text tower.
+        n_ctx: Learned tokens of each sentence.
+        depth: Blocks of the text tower that see learned tokens; the first one sees those of the input.
+        t_n_ctx: Tokens of a deep prompt.
+
+    Attributes:
+        ctx_pos: Learned tokens of the normal sentence, ``[n_ctx, W]``.
+        ctx_neg: Learned tokens of the anomalous sentence, ``[n_ctx, W]``.
+        deep_prompts: Deep prompts, ``[depth - 1, t_n_ctx, W]``.
+        info: Where the prompts come from, as plain text by name: ``backbone``, ``fingerprint``, ``learned_from``,
+            ``layout``. It is kept in the files of :func:`save_prompts`.
+    """
+
+    def __init__(self, text_width: int, n_ctx: int = 12, depth: int = 9, t_n_ctx: int = 4) -> None:
+        super().__init__()
+        self.ctx_pos = nn.Parameter(0.02 * torch.randn(n_ctx, text_width))
+        self.ctx_neg = nn.Parameter(0.02 * torch.randn(n_ctx, text_width))
+        self.deep_prompts = nn.Parameter(0.02 * torch.randn(depth - 1, t_n_ctx, text_width))
+        self.info: dict[str, str] = {}
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """Prompt length, depth, length of a deep prompt and width, by their names as arguments."""
+        deep, t_n_ctx, width = self.deep_prompts.shape
+        return {"n_ctx": self.ctx_pos.shape[0], "depth": deep + 1, "t_n_ctx": t_n_ctx, "text_width": width}
+
+    def forward(self, backbone: ClipBackbone, *, round_prompts: bool = False) -> Tensor:
+        """Encode both sentences; gradients flow back to the learned tokens.
+
+        Args:
+            backbone: The frozen CLIP.
+            round_prompts: Round the deep prompts to float16, and with them, per sentence, the gradient that reaches
+                them: the published program keeps them in half precision there.
+
+        Returns:
+            Text embeddings, not normalised, normal before anomalous, ``[2, E]``.
+        """
+        context = torch.stack([self.ctx_pos, self.ctx_neg]).float()  # [2, n_ctx, W]
+        length = context.shape[1]
+        ids = backbone.tokenize([" ".join(["X"] * length + [ending]) for ending in _ENDINGS])
+        tokens = backbone.embed_tokens(ids).float()  # [2, context_length, W]
+        tokens = torch.cat([tokens[:, :1], context, tokens[:, 1 + length :]], dim=1)
+        # One copy per sentence, so that each copy's gradient is rounded before the two are added.
+        deep = [prompt.float().expand(2, -1, -1) for prompt in self.deep_prompts]
+        if round_prompts:
+            deep = [prompt.half().float() for prompt in deep]
+        return backbone.encode_prompts(tokens, ids.argmax(dim=-1), deep)
+
+
+def load_prompts(path: str | Path) -> PromptLearner:
+    """Read learned prompts without executing anything in the file.
+
+    Args:
+        path: Our ``.safetensors``, or a ``.pth`` of the published program: ``{"prompt_learner": state_dict}``.
+
+    Returns:
+        The prompts in float32, on the CPU.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or of another format, holds pickled objects, lacks a tensor, or
+            a tensor has an impossible shape or values that are not finite.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        msg = f"prompts={str(path)!r}: there is no such file."
+        raise CheckpointError(msg)
+    if path.suffix == ".safetensors":
+        tensors, info = _read_safetensors(path)
+    else:
+        tensors, info = _from_official(_read_official(path), path), {"layout": OFFICIAL}
+    return _make_learner(tensors, info, path)
+
+
+def save_prompts(prompts: PromptLearner, path: str | Path) -> None:
+    """Write learned prompts, a few hundred kB, to a ``.safetensors`` with ``info`` and their dimensions as metadata.
+
+    Raises:
+        ArgumentError: If the name does not end in ``.safetensors``.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        msg = f"The file for the prompts must end in .safetensors, not {path.name!r}."
+        raise ArgumentError(msg)
+    tensors = {name: getattr(prompts, name).detach().float().cpu().contiguous() for name in _NAMES}
+    metadata = {"format": "anomaly_clip_prompts"} | prompts.info
+    metadata |= {name: str(value) for name, value in prompts.dimensions.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata)
+
+
+def convert_official_prompts(source: str | Path, target: str | Path) -> PromptLearner:
+    """Convert a ``.pth`` of the published program to our ``.safetensors``.
+
+    Args:
+        source: ``{"prompt_learner": state_dict}``, as the published program writes it.
+        target: File to write.
+
+    Returns:
+        The prompts.
+
+    Raises:
+        CheckpointError: See :func:`load_prompts`.
+        ArgumentError: If ``target`` does not end in ``.safetensors``.
+    """
+    prompts = load_prompts(source)
+    save_prompts(prompts, target)
+    return prompts
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        msg = f"The prompts in {path} cannot be read: the file is damaged, cut short, or no safetensors ({error})."
+        raise CheckpointError(msg) from error
+    missing = [name for name in _NAMES if name not in tensors]
+    if missing:
+        msg = f"{path} holds no learned prompts: {', '.join(missing)} missing among {_some(tensors)}."
+        raise CheckpointError(msg)
+    derived = {"format", "n_ctx", "depth", "t_n_ctx", "text_width"}
+    return tensors, {key: value for key, value in metadata.items() if key not in derived}
+
+
+def _read_official(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"{path} is damaged or holds pickled Python objects, which are not loaded because they can run any code. "
+            "Give the published layout {'prompt_learner': state_dict} with nothing but tensors."
+        )
+        raise CheckpointError(msg) from error
+    except Exception as error:
+        # Damaged archives raise whatever their parser stumbles over.
+        msg = f"The prompts in {path} cannot be read: the file is damaged, cut short, or of another format ({error})."
+        raise CheckpointError(msg) from error
+    state_dict = content.get("prompt_learner") if isinstance(content, Mapping) else None
+    if not isinstance(state_dict, Mapping):
+        found = _some(content) if isinstance(content, Mapping) else type(content).__name__
+        msg = (
+            f"{path} is not of the published layout {{'prompt_learner': state_dict}}: it holds {found}. "
+            "A checkpoint of a whole training run is given as ckpt_path, not as prompts."
+        )
+        raise CheckpointError(msg)
+    return {str(key): value for key, value in state_dict.items() if isinstance(value, Tensor)}
+
+
+def _from_official(state_dict: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Bring the published names and shapes to ours.
+
+    What follows from the token embedding (prefix, suffix, token ids) and what nothing uses (projections) is left out.
+    """
+    pattern = re.compile(r"compound_prompts_text\.(\d+)")
+    numbers = [int(match[1]) for match in map(pattern.fullmatch, state_dict) if match]
+    deep = [f"compound_prompts_text.{number}" for number in range(max(numbers, default=-1) + 1)]
+    missing = [name for name in ("ctx_pos", "ctx_neg", *deep) if name not in state_dict]
+    if missing:
+        msg = f"{path} lacks {', '.join(missing)} of the prompt learner; it holds {_some(state_dict)}."
+        raise CheckpointError(msg)
+    tensors = {}
+    for name in ("ctx_pos", "ctx_neg"):
+        shape = tuple(state_dict[name].shape)
+        if len(shape) != 4 or shape[:2] != (1, 1):
+            msg = f"{path}: {name} has the shape {shape} instead of (1, 1, n_ctx, text_width)."
+            raise CheckpointError(msg)
+        tensors[name] = state_dict[name][0, 0]
+    shapes = {tuple(state_dict[name].shape) for name in deep}
+    if len(shapes) > 1:
+        msg = f"{path}: the deep prompts compound_prompts_text differ in shape: {sorted(shapes)}."
+        raise CheckpointError(msg)
+    width = tensors["ctx_pos"].shape[-1]
+    tensors["deep_prompts"] = torch.stack([state_dict[name] for name in deep]) if deep else torch.zeros(0, 1, width)
+    return tensors
+
+
+def _make_learner(tensors: Mapping[str, Tensor], info: dict[str, str], path: Path) -> PromptLearner:
+    shapes = {name: tuple(tensors[name].shape) for name in _NAMES}
+    ranks = {"ctx_pos": 2, "ctx_neg": 2, "deep_prompts": 3}
+    fits = all(len(shapes[name]) == rank for name, rank in ranks.items())
+    if not fits or len({shape[-1] for shape in shapes.values()}) > 1 or shapes["ctx_pos"] != shapes["ctx_neg"]:
+        msg = (
+            f"{path}: the shapes {shapes} do not belong together; wanted are [n_ctx, text_width] twice and "
+            "[depth - 1, t_n_ctx, text_width]."
+        )
+        raise CheckpointError(msg)
+    for name in _NAMES:
+        if not torch.isfinite(tensors[name]).all():
+            msg = f"{path} is damaged: {name} has values that are not finite."
+            raise CheckpointError(msg)
+    n_ctx, width = shapes["ctx_pos"]
+    deep, t_n_ctx, _ = shapes["deep_prompts"]
+    learner = PromptLearner(width, n_ctx, deep + 1, t_n_ctx)
+    learner.load_state_dict({name: tensors[name].float() for name in _NAMES})
+    learner.info = info
+    return learner
+
+
+def _some(names: Mapping[str, object]) -> str:
+    """First few keys of a mapping, for messages."""
+    shown = [repr(name) for name in list(names)[:6]]
+    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "") if shown else "nothing"

@@ -1,0 +1,44 @@
+"""Lets the plain ``anomalib`` command know the models of anomalib-zsclip.
+
+A ``.pth`` file imports this at every start of Python, so it is tiny and imports nothing but what is there already. It
+waits until somebody imports ``anomalib.models`` and then imports ``anomalib_zsclip``, which registers itself. Set the
+environment variable ``ANOMALIB_ZSCLIP_DISABLE=1`` to switch it off.
+"""
+
+import os
+import sys
+
+
+class _AfterAnomalibModels:
+    """Finder that lets others find ``anomalib.models`` and runs the registration once its code has run."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):  # noqa: ANN001, ANN205, D102 - importlib's protocol, no typing import
+        if name != "anomalib.models":
+            return None
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not _AfterAnomalibModels]
+        for finder in sys.meta_path:
+            find = getattr(finder, "find_spec", None)
+            spec = find(name, path, target) if find is not None else None
+            if spec is not None:
+                break
+        else:
+            return None
+        loader, run = spec.loader, spec.loader.exec_module
+
+        def run_and_register(module):  # noqa: ANN001, ANN202
+            del loader.exec_module
+            run(module)
+            if "anomalib_zsclip" in sys.modules:
+                return  # it is being imported and registers itself
+            try:
+                import anomalib_zsclip  # noqa: F401
+            except Exception as error:  # noqa: BLE001 - a broken plugin must not break anomalib
+                sys.stderr.write(f"anomalib-zsclip could not be loaded ({type(error).__name__}: {error})\n")
+
+        loader.exec_module = run_and_register
+        return spec
+
+
+if os.environ.get("ANOMALIB_ZSCLIP_DISABLE", "").strip().lower() in ("", "0", "false", "no"):
+    sys.meta_path.insert(0, _AfterAnomalibModels)

@@ -1,0 +1,1 @@
+"""Comparison, number by number, with recorded outputs of the published programs."""

@@ -1,0 +1,1 @@
+"""Tests of single parts, with numbers that can be checked by hand."""

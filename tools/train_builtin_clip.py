@@ -1,0 +1,713 @@
+# Copyright (C) 2026 anomalib-zsclip contributors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Train the built-in tiny CLIP from nothing on procedural images and captions.
+
+Needs torch, open_clip, safetensors, numpy and OpenCV; anomalib is not needed. Examples::
+
+    python tools/train_builtin_clip.py --out runs/tiny --minutes 70 --threads 1
+    python tools/train_builtin_clip.py --out runs/tiny --steps 60000 --device cuda --workers 12
+
+A run that was interrupted goes on from its last checkpoint when the same command is given again. With ``--steps`` the
+result depends on the seed alone (on one machine); with ``--minutes`` the schedule follows the clock instead.
+
+What is learned, in one step: B pictures, each with and without a defect, and captions.
+
+* image against caption, both ways (InfoNCE; captions of the same product and state all count as right);
+* image: normal or anomalous, by pairs of captions that differ in the state alone; the defective twin of a picture
+  must score higher than the good one; which kind of defect;
+* patch: normal or anomalous, and which kind, by the same text features. Read from the ordinary tokens of several
+  blocks and from the two sums of value-value attention that AnomalyCLIP and CLIP-AD's SDP use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing as mp
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+# The generator is imported on its own: the package around it would import anomalib.
+sys.path.insert(0, str(ROOT / "anomalib_zsclip" / "data"))
+
+import cv2  # noqa: E402
+import generator as gen  # noqa: E402
+
+CONFIG = ROOT / "anomalib_zsclip" / "clip" / "builtin" / "config.json"
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+SIZE = 128  # side of the generated pictures
+SCALE = 50.0  # logit scale: fixed, so that probabilities stay away from 0 and 1 at the factor 100 that SDP uses
+REFINED_FROM = 2  # AnomalyCLIP's refined stream starts after this block
+
+FAMILIES = [name for name, family in gen.FAMILIES.items() if not family.held_out]
+KINDS = [name for name, defect in gen.DEFECTS.items() if not defect.held_out]
+
+
+# Data: pairs made ahead by other processes, in a ring that both sides share.
+
+
+def draw_pair(seed: int, index: int, families: list[str] = FAMILIES, kinds: list[str] = KINDS) -> gen.Pair:
+    """The pair number ``index``: a function of its arguments alone."""
+    rng = np.random.default_rng([seed, index])
+    kind = "texture" if rng.random() < 0.5 else "object"
+    choice = [name for name in families if gen.FAMILIES[name].kind == kind]
+    family = choice[int(rng.integers(len(choice)))]
+    fitting = [name for name in kinds if gen.DEFECTS[name].on in ("any", kind)]
+    return gen.generate_pair(family, fitting[int(rng.integers(len(fitting)))], SIZE, rng)
+
+
+class Ring:
+    """Shared memory for the last ``slots`` pairs. Pair number p lies in slot p % slots."""
+
+    def __init__(self, slots: int, workers: int) -> None:
+        self.slots, self.workers = slots, workers
+        self._raw = [mp.RawArray("B", slots * n) for n in (SIZE * SIZE * 3, SIZE * SIZE * 3, SIZE * SIZE)]
+        self._meta = mp.RawArray("i", slots * 2)
+        self.made = mp.RawArray("q", workers)  # per worker: pairs below this number are done
+        self.oldest = mp.RawValue("q", 0)  # pairs below this number may be overwritten
+
+    def views(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Good, bad, masks and (family, kind) as arrays over the slots."""
+        shapes = [(self.slots, SIZE, SIZE, 3)] * 2 + [(self.slots, SIZE, SIZE)]
+        arrays = [np.frombuffer(r, np.uint8).reshape(s) for r, s in zip(self._raw, shapes, strict=True)]
+        return *arrays, np.frombuffer(self._meta, np.int32).reshape(self.slots, 2)
+
+    def ready(self, count: int) -> bool:
+        """Whether all pairs below ``count`` are there."""
+        return all(made >= count for made in self.made)
+
+
+def produce(ring: Ring, seed: int, worker: int, start: int) -> None:
+    """Fill the ring with the pairs that are this worker's, for ever."""
+    os.nice(5)
+    cv2.setNumThreads(1)
+    good, bad, mask, meta = ring.views()
+    parent = os.getppid()
+    index = start + (worker - start) % ring.workers
+    while True:
+        while index >= ring.oldest.value + ring.slots:
+            time.sleep(0.01)
+            if os.getppid() != parent:
+                return
+        pair = draw_pair(seed, index)
+        slot = index % ring.slots
+        good[slot], bad[slot], mask[slot] = pair.good, pair.bad, pair.mask
+        meta[slot] = FAMILIES.index(pair.family), KINDS.index(pair.defect)
+        index += ring.workers
+        ring.made[worker] = index
+        if os.getppid() != parent:
+            return
+
+
+class Feed:
+    """Batches from the ring: every step draws from a window that moves on, so each pair is shown ``replay`` times.
+
+    Args:
+        ring: the ring, filled by :func:`produce`.
+        seed: seed of the run.
+        used: pairs that earlier batches were entitled to (for resuming).
+        replay: how often a pair is shown, each time in another crop.
+        window: pairs to choose from.
+    """
+
+    def __init__(self, ring: Ring, seed: int, used: int = 0, replay: float = 2.0, window: int = 4096) -> None:
+        self.ring, self.seed, self.used, self.replay, self.window = ring, seed, used, replay, window
+        self.good, self.bad, self.mask, self.meta = ring.views()
+        self.waited = 0.0
+
+    def batch(self, step: int, pairs: int, side: int) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Images uint8 ``[2B, side, side, 3]`` (good first), patch coverage ``[B, side/8, side/8]``, meta ``[B, 2]``."""
+        rng = np.random.default_rng([self.seed, 1_000_003, step])
+        self.used += pairs
+        high = 1024 + math.ceil(self.used / self.replay)
+        low = max(0, high - self.window)
+        self.ring.oldest.value = low
+        began = time.time()
+        while not self.ring.ready(high):
+            time.sleep(0.005)
+        self.waited += time.time() - began
+        images = np.empty((2, pairs, side, side, 3), np.uint8)
+        cover = np.empty((pairs, side // 8, side // 8), np.float32)
+        chosen = rng.choice(high - low, pairs, replace=False) + low
+        meta = self.meta[chosen % self.ring.slots].copy()
+        for row, index in enumerate(chosen):
+            slot = index % self.ring.slots
+            views = self._crop(rng, (self.good[slot], self.bad[slot], self.mask[slot]))
+            turn, flip = int(rng.integers(4)), rng.random() < 0.5
+            resized = []
+            for view in views:
+                smaller = view.shape[0] > side
+                view = cv2.resize(view, (side, side), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+                view = np.rot90(view, turn)
+                resized.append(view[:, ::-1] if flip else view)
+            images[0, row], images[1, row] = resized[0], resized[1]
+            cover[row] = cv2.resize(np.ascontiguousarray(resized[2]), (side // 8,) * 2, interpolation=cv2.INTER_AREA)
+        return torch.from_numpy(images.reshape(-1, side, side, 3)), torch.from_numpy(cover / 255), meta
+
+    @staticmethod
+    def _crop(rng: np.random.Generator, views: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """The whole picture or a part of it that still shows most of the defect."""
+        if rng.random() < 0.4:
+            return views
+        total = int(views[2].sum(dtype=np.int64))
+        for _ in range(3):
+            side = int(rng.integers(64, SIZE))
+            y, x = rng.integers(0, SIZE - side + 1, 2)
+            part = views[2][y : y + side, x : x + side]
+            if 2 * int(part.sum(dtype=np.int64)) > total:
+                return tuple(view[y : y + side, x : x + side] for view in views)
+        return views
+
+
+# The model: open_clip's parameters, a forward of our own that also yields the value-value outputs.
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention by plain matrix products, ``[B*h, L, d]``: on a CPU its backward pass beats the fused kernel."""
+    return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1) @ v
+
+
+def interpolate_positions(positions: Tensor, side: int) -> Tensor:
+    """Positional embedding ``[1 + g*g, W]`` for a grid of ``side``: bicubic with antialias, as in open_clip."""
+    old = int(math.sqrt(positions.shape[0] - 1))
+    if old == side:
+        return positions
+    grid = positions[1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, (side, side), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([positions[:1], grid.permute(0, 2, 3, 1).reshape(side * side, -1)])
+
+
+@dataclass
+class Features:
+    """What the image tower yields: streams ``[B, 1+L, W]`` after each block, and value-value outputs ``v_i``."""
+
+    start: Tensor
+    blocks: list[Tensor]
+    values: list[Tensor]
+
+
+def encode_image(model: nn.Module, images: Tensor, dtype: torch.dtype, values: bool) -> Features:
+    """One pass of the image tower.
+
+    Args:
+        model: an open_clip CLIP with a plain ViT.
+        images: normalised, ``[B, 3, S, S]``.
+        dtype: type of the computation.
+        values: whether to compute the value-value outputs too.
+    """
+    visual = model.visual
+    kernel = visual.conv1.weight
+    width, patch = kernel.shape[0], kernel.shape[-1]
+    heads = width // 64
+    b, _, s, _ = images.shape
+    g = s // patch
+    x = images.reshape(b, 3, g, patch, g, patch).permute(0, 2, 4, 1, 3, 5).reshape(b, g * g, -1)
+    x = x @ kernel.reshape(width, -1).T
+    x = torch.cat([visual.class_embedding.expand(b, 1, width), x], 1) + interpolate_positions(visual.positional_embedding, g)
+    x = F.layer_norm(x, (width,), visual.ln_pre.weight, visual.ln_pre.bias).to(dtype)
+    length = x.shape[1]
+    out = Features(x, [], [])
+    for block in visual.transformer.resblocks:
+        w = {name: p.to(dtype) for name, p in block.named_parameters()}
+        u = F.layer_norm(x, (width,), w["ln_1.weight"], w["ln_1.bias"])
+        qkv = F.linear(u, w["attn.in_proj_weight"], w["attn.in_proj_bias"])
+        q, k, v = qkv.view(b, length, 3, heads, 64).permute(2, 0, 3, 1, 4).reshape(3, b * heads, length, 64)
+
+        def project(a: Tensor, w: dict[str, Tensor] = w) -> Tensor:
+            a = a.view(b, heads, length, 64).transpose(1, 2).reshape(b, length, width)
+            return F.linear(a, w["attn.out_proj.weight"], w["attn.out_proj.bias"])
+
+        if values:
+            out.values.append(project(attend(v, v, v)))
+        x = x + project(attend(q, k, v))
+        u = F.layer_norm(x, (width,), w["ln_2.weight"], w["ln_2.bias"])
+        u = F.gelu(F.linear(u, w["mlp.c_fc.weight"], w["mlp.c_fc.bias"]))
+        x = x + F.linear(u, w["mlp.c_proj.weight"], w["mlp.c_proj.bias"])
+        out.blocks.append(x)
+    return out
+
+
+def join(model: nn.Module, tokens: Tensor, norm: bool = True) -> Tensor:
+    """Tokens ``[..., W]`` into the joint space, unit length, float32 ``[..., E]``."""
+    visual = model.visual
+    tokens = tokens.float()
+    if norm:
+        tokens = F.layer_norm(tokens, tokens.shape[-1:], visual.ln_post.weight, visual.ln_post.bias)
+    return F.normalize(tokens @ visual.proj, dim=-1)
+
+
+def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Text features ``[N, E]`` of token ids ``[N, 77]``, unit length; cut after the longest text, which is exact."""
+    ends = tokens.argmax(-1)
+    tokens = tokens[:, : int(ends.max()) + 1]
+    n, length = tokens.shape
+    x = model.token_embedding(tokens) + model.positional_embedding[:length]
+    width = x.shape[-1]
+    heads = width // 64
+    mask = torch.full((length, length), float("-inf"), device=x.device).triu(1)
+    for block in model.transformer.resblocks:
+        u = block.ln_1(x)
+        qkv = F.linear(u, block.attn.in_proj_weight, block.attn.in_proj_bias)
+        q, k, v = qkv.view(n, length, 3, heads, 64).permute(2, 0, 3, 1, 4).reshape(3, n * heads, length, 64)
+        a = torch.softmax(q @ k.transpose(-1, -2) / 8.0 + mask, -1) @ v
+        a = a.view(n, heads, length, 64).transpose(1, 2).reshape(n, length, width)
+        x = x + block.attn.out_proj(a)
+        x = x + block.mlp(block.ln_2(x))
+    x = model.ln_final(x)[torch.arange(n), ends]
+    return F.normalize(x @ model.text_projection, dim=-1)
+
+
+def paths(model: nn.Module, features: Features) -> dict[str, Tensor]:
+    """Local features by the way they are read, each ``[B, L, E]``."""
+    count = len(features.blocks)
+    local = {f"block{i}": features.blocks[i - 1] for i in (count // 2, 3 * count // 4, count)}
+    if features.values:
+        before = features.blocks[REFINED_FROM - 1] if REFINED_FROM else features.start
+        local["refined"] = before + sum(features.values[REFINED_FROM:])
+        stage = count // 4
+        for i in range(4):
+            local[f"stage{i + 1}"] = sum(features.values[i * stage : (i + 1) * stage])
+    return {name: join(model, tokens[:, 1:]) for name, tokens in local.items()}
+
+
+# Start: each choice below makes the first tens of thousands of images count.
+
+
+def initialise(model: nn.Module, patches: Tensor) -> None:
+    """Whitened patch embedding, sine-cosine positions, mimetic attention.
+
+    Args:
+        model: the open_clip model, changed in place.
+        patches: normalised patches ``[N, 192]`` of training images.
+    """
+    visual = model.visual
+    width = visual.conv1.weight.shape[0]
+    with torch.no_grad():
+        covariance = patches.T @ patches / patches.shape[0]
+        values, vectors = torch.linalg.eigh(covariance.double())
+        filters = (vectors / (values + 5e-3).sqrt()).T.flip(0).float()
+        visual.conv1.weight.copy_(filters[:width].reshape_as(visual.conv1.weight))
+        side = int(math.sqrt(visual.positional_embedding.shape[0] - 1))
+        axis = (torch.arange(side) + 0.5) / side
+        waves = axis[:, None] * 2 * math.pi * torch.logspace(-0.5, 0.6, width // 4)[None]
+        code = torch.cat([waves.sin(), waves.cos()], 1)  # [side, W/2]
+        grid = torch.cat([code[:, None].expand(-1, side, -1), code[None].expand(side, -1, -1)], -1)
+        visual.positional_embedding.zero_()
+        visual.positional_embedding[1:].copy_(0.5 * grid.reshape(side * side, width))
+        visual.class_embedding.normal_(0, 0.5)
+        for tower in (visual.transformer, model.transformer):
+            depth = len(tower.resblocks)
+            for block in tower.resblocks:
+                w = block.attn.in_proj_weight.shape[1]
+                noise = torch.randn(w, w) / math.sqrt(w)
+                u, s, vh = torch.linalg.svd(0.4 * noise - 0.4 * torch.eye(w))
+                block.attn.in_proj_weight[2 * w :].copy_(s.sqrt()[:, None] * vh)
+                block.attn.out_proj.weight.copy_(u * s.sqrt())
+                for h in range(w // 64):
+                    noise = torch.randn(w, w) / math.sqrt(w)
+                    u, s, vh = torch.linalg.svd(0.7 * noise + 0.7 * torch.eye(w))
+                    rows = slice(64 * h, 64 * (h + 1))
+                    block.attn.in_proj_weight[:w][rows].copy_((u * s.sqrt()).T[:64])
+                    block.attn.in_proj_weight[w : 2 * w][rows].copy_((s.sqrt()[:, None] * vh)[:64])
+                block.attn.in_proj_bias.zero_()
+                block.attn.out_proj.bias.zero_()
+                block.mlp.c_fc.weight.normal_(0, w**-0.5)
+                block.mlp.c_proj.weight.normal_(0, (4 * w) ** -0.5 / math.sqrt(2 * depth))
+        nn.init.normal_(visual.proj, std=width**-0.5)
+        nn.init.normal_(model.text_projection, std=model.text_projection.shape[0] ** -0.5)
+        model.logit_scale.fill_(math.log(SCALE))
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal by Newton-Schulz iterations; for the matrices of the blocks.
+
+    Matrices of one shape are treated together. Stacked projections (query, key, value) are separate matrices.
+    """
+
+    def __init__(self, params: list[nn.Parameter], lr: float = 0.02, momentum: float = 0.95, decay: float = 0.01) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One update."""
+        for group in self.param_groups:
+            buckets: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(state["momentum"], group["momentum"])
+                rows, columns = p.shape
+                parts = 3 if rows == 3 * columns else 1
+                for target, u in zip(p.chunk(parts), update.chunk(parts), strict=True):
+                    buckets.setdefault(tuple(target.shape), []).append((target, u))
+            for (rows, columns), members in buckets.items():
+                stacked = self._orthogonal(torch.stack([u for _, u in members]))
+                scale = group["lr"] * max(1.0, rows / columns) ** 0.5
+                for (target, _), u in zip(members, stacked, strict=True):
+                    target.mul_(1 - group["lr"] * group["decay"]).add_(u.to(target.dtype), alpha=-scale)
+
+    @staticmethod
+    def _orthogonal(g: Tensor) -> Tensor:
+        """Nearest semi-orthogonal matrices of ``[n, rows, columns]``, roughly, in five iterations."""
+        x = g.bfloat16()
+        wide = x.shape[-2] > x.shape[-1]
+        x = x.mT if wide else x
+        x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+        for _ in range(5):
+            a = x @ x.mT
+            x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
+        return x.mT if wide else x
+
+
+# Losses.
+
+
+class Texts:
+    """Captions of a step, tokenised; token rows are cached because the wording repeats."""
+
+    def __init__(self) -> None:
+        import open_clip
+
+        self._tokenizer = open_clip.tokenizer.SimpleTokenizer()
+        self._cache: dict[str, Tensor] = {}
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        """Token ids ``[N, 77]``."""
+        new = [c for c in dict.fromkeys(captions) if c not in self._cache]
+        if len(self._cache) > 50_000:
+            self._cache.clear()
+            new = list(dict.fromkeys(captions))
+        if new:
+            self._cache.update(zip(new, self._tokenizer(new), strict=True))
+        return torch.stack([self._cache[c] for c in captions])
+
+
+def contrastive_captions(rng: np.random.Generator, meta: np.ndarray) -> tuple[list[str], Tensor]:
+    """A caption for each of the 2B images, and which captions are right for which images ``[2B, 2B]``."""
+    captions, keys = [], []
+    for bad in (False, True):
+        for family, kind in meta:
+            noun = str(rng.choice(gen.FAMILIES[FAMILIES[family]].nouns))
+            pick = rng.random()
+            if pick < 0.2:  # neutral: right for both twins
+                captions.append(gen.captions.caption(rng, noun, ("{}",)))
+                keys.append((family, "any"))
+            elif not bad:
+                captions.append(gen.captions.caption(rng, noun, gen.captions.NORMAL_STATES))
+                keys.append((family, "good"))
+            elif pick < 0.5:
+                captions.append(gen.captions.caption(rng, noun, gen.captions.ANOMALOUS_STATES))
+                keys.append((family, "bad"))
+            else:
+                captions.append(gen.captions.caption(rng, noun, gen.DEFECTS[KINDS[kind]].phrases))
+                keys.append((family, KINDS[kind]))
+    match = torch.zeros(len(keys), len(keys))
+    half = len(meta)
+    for i in range(len(keys)):
+        family, kind = meta[i % half]
+        for j, (other, state) in enumerate(keys):
+            fits = state == "any" or (state == "good" if i < half else state in ("bad", KINDS[kind]))
+            match[i, j] = float(other == family and fits)
+    return captions, match
+
+
+def patch_loss(logits: Tensor, cover: Tensor, positive: float = 8.0) -> Tensor:
+    """Weighted cross-entropy of patch logits ``[2B, L]`` against the covered share ``[B, L]`` of the second half."""
+    target = torch.cat([torch.zeros_like(cover), (3.0 * cover).clamp(max=1.0)])
+    # Hardly touched patches say nothing either way.
+    weight = torch.where(target > 0, positive * target, torch.ones_like(target))
+    target = (target > 0.15).float() * target.clamp(min=0.6)
+    return (weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum() / weight.sum()
+
+
+def losses(
+    model: nn.Module, texts: Texts, images: Tensor, cover: Tensor, meta: np.ndarray, rng: np.random.Generator,
+    dtype: torch.dtype, values: bool, kinds: bool,
+) -> dict[str, Tensor]:  # fmt: skip
+    """All terms of one step, already weighted.
+
+    Args:
+        images: uint8 ``[2B, S, S, 3]``, good ones first.
+        cover: share of each patch that the defect covers, ``[B, S/8, S/8]``.
+        meta: family and kind of each pair, ``[B, 2]``.
+        values: read the value-value sums in this step.
+        kinds: ask for the kind of defect in this step.
+    """
+    device, half = model.logit_scale.device, len(meta)
+    x = images.to(device).float().div_(255).permute(0, 3, 1, 2)
+    # The same light for both twins, another one in every step.
+    gain = torch.tensor(rng.uniform(0.85, 1.15, (half, 1, 1, 1)), dtype=torch.float32, device=device).repeat(2, 1, 1, 1)
+    x = (x * gain - x.new_tensor(MEAN).view(1, 3, 1, 1)) / x.new_tensor(STD).view(1, 3, 1, 1)
+
+    pairs = [gen.captions.state_pair(rng, gen.captions.free_noun(rng)) for _ in range(6)]
+    for family in rng.choice(meta[:, 0], 2):
+        pairs.append(gen.captions.state_pair(rng, str(rng.choice(gen.FAMILIES[FAMILIES[family]].nouns))))
+    captions, match = contrastive_captions(rng, meta)
+    kind_captions = []
+    if kinds:
+        frame, noun = gen.captions.template(rng), gen.captions.free_noun(rng)
+        kind_captions = [frame.format(str(rng.choice(gen.DEFECTS[k].phrases)).format(noun)) for k in KINDS]
+    every = [p[0] for p in pairs] + [p[1] for p in pairs] + captions + kind_captions
+    text = encode_text(model, texts.tokens(every).to(device))
+    normal, anomalous, own, kind_text = text.split([len(pairs), len(pairs), len(captions), len(kind_captions)])
+
+    features = encode_image(model, x, dtype, values)
+    last = features.blocks[-1][:, 0]
+    z = join(model, last)
+    out: dict[str, Tensor] = {}
+
+    is_bad = torch.arange(2 * half, device=device).ge(half).float()
+    state = SCALE * (z @ (anomalous - normal).T)  # [2B, pairs]
+    out["state"] = F.binary_cross_entropy_with_logits(state, is_bad[:, None].expand_as(state))
+    mean_state = state.mean(1)
+    out["pair"] = 0.5 * F.softplus(mean_state[:half] - mean_state[half:]).mean()
+    # AnomalyCLIP reads the class token without the last layer norm.
+    raw = SCALE * (join(model, last, norm=False) @ (anomalous - normal).mean(0))
+    out["raw"] = 0.1 * F.binary_cross_entropy_with_logits(raw, is_bad)
+
+    logits = SCALE * (z @ own.T)
+    match = match.to(device)
+    by_image = -(F.log_softmax(logits, 1) * match / match.sum(1, keepdim=True).clamp(min=1)).sum(1).mean()
+    by_text = -(F.log_softmax(logits, 0) * match / match.sum(0, keepdim=True).clamp(min=1)).sum(0).mean()
+    out["clip"] = 0.1 * (by_image + by_text)
+
+    direction = F.normalize(anomalous.mean(0), dim=0) - F.normalize(normal.mean(0), dim=0)
+    flat = cover.to(device).flatten(1)
+    local = paths(model, features)
+    last_name = f"block{len(features.blocks)}"
+    weights = {last_name: 1.5}
+    weights |= {name: 0.3 for name in local if name.startswith("block") and name != last_name}
+    weights |= {"refined": 0.7, "stage1": 0.15, "stage2": 0.25, "stage3": 0.35, "stage4": 0.6}
+    maps = {name: SCALE * (tokens @ direction) for name, tokens in local.items()}
+    for name, logit in maps.items():
+        out[name] = weights[name] * patch_loss(logit, flat)
+    if values:
+        staged = torch.stack([maps[f"stage{i}"] for i in range(1, 5)]).mean(0)
+        out["staged"] = 0.7 * patch_loss(staged, flat)
+
+    if kinds:
+        target = torch.as_tensor(meta[:, 1], device=device, dtype=torch.long)
+        out["kind"] = 0.15 * F.cross_entropy(SCALE * (z[half:] @ kind_text.T), target)
+        hit = flat > 0.3
+        if bool(hit.any()):
+            name = ("refined" if rng.random() < 0.5 else "stage4") if values and rng.random() < 0.5 else last_name
+            which = target[:, None].expand_as(flat)[hit]
+            out["kind_patch"] = 0.15 * F.cross_entropy(SCALE * (local[name][half:][hit] @ kind_text.T), which)
+    return out
+
+
+# The run.
+
+
+def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the ROC curve by ranks; ties count half."""
+    order = np.argsort(scores, kind="stable")
+    _, inverse, counts = np.unique(scores[order], return_inverse=True, return_counts=True)
+    mid = np.cumsum(counts) - (counts - 1) / 2
+    ranks = np.empty(len(scores))
+    ranks[order] = mid[inverse]
+    positive = labels.astype(bool)
+    p, n = int(positive.sum()), int((~positive).sum())
+    return float((ranks[positive].sum() - p * (p + 1) / 2) / max(p * n, 1))
+
+
+@torch.no_grad()
+def monitor(model: nn.Module, texts: Texts, seed: int, count: int = 64, side: int = SIZE) -> dict[str, float]:
+    """Image and patch AUROC on pairs of families that are not in the training."""
+    held = [name for name, family in gen.FAMILIES.items() if family.held_out]
+    pairs = [draw_pair(seed + 77, i, held) for i in range(count)]
+    device = model.logit_scale.device
+    images = torch.from_numpy(np.stack([p.good for p in pairs] + [p.bad for p in pairs])).to(device)
+    x = images.float().div_(255).permute(0, 3, 1, 2)
+    x = (x - x.new_tensor(MEAN).view(1, 3, 1, 1)) / x.new_tensor(STD).view(1, 3, 1, 1)
+    cover = np.stack([cv2.resize(p.mask, (side // 8,) * 2, interpolation=cv2.INTER_AREA) for p in pairs]) / 255.0
+    target = np.concatenate([np.zeros_like(cover), cover]).reshape(-1) > 0.3
+    frames = ("a photo of a {}", "a cropped photo of the {}", "{}")
+    normal = [f.format(s.format("object")) for f in frames for s in gen.captions.NORMAL_STATES[:6]]
+    anomalous = [f.format(s.format("object")) for f in frames for s in gen.captions.ANOMALOUS_STATES[:5]]
+    text = encode_text(model, texts.tokens(normal + anomalous).to(device))
+    direction = F.normalize(text[len(normal) :].mean(0), dim=0) - F.normalize(text[: len(normal)].mean(0), dim=0)
+    scores, maps = [], {}
+    for part in x.split(32):
+        features = encode_image(model, part, torch.float32, True)
+        scores.append(join(model, features.blocks[-1][:, 0]) @ direction)
+        local = {k: v @ direction for k, v in paths(model, features).items()}
+        local["staged"] = sum(local[f"stage{i}"] for i in range(1, 5))
+        for name, value in local.items():
+            maps.setdefault(name, []).append(value)
+    score = torch.cat(scores).cpu().numpy()
+    result = {"image": auroc(score, np.arange(2 * count) >= count), "pairs": float((score[count:] > score[:count]).mean())}
+    result["max"] = auroc(torch.cat(maps["block8"]).amax(1).cpu().numpy(), np.arange(2 * count) >= count)
+    for name, value in maps.items():
+        result[name] = auroc(torch.cat(value).flatten().cpu().numpy(), target)
+    return result
+
+
+def export(model: nn.Module, folder: Path) -> Path:
+    """Write ``model.safetensors`` in half precision, atomically."""
+    from safetensors.torch import save_file
+
+    state = {k: v.detach().cpu().half().contiguous() for k, v in model.state_dict().items() if v.is_floating_point()}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.safetensors"
+    save_file(state, str(path) + ".part")
+    os.chmod(str(path) + ".part", 0o644)
+    os.replace(str(path) + ".part", path)
+    return path
+
+
+def build_model(config: Path = CONFIG) -> nn.Module:
+    """An open_clip model of the built-in architecture, freshly initialised by open_clip."""
+    import open_clip
+
+    cfg = json.loads(config.read_text(encoding="utf-8"))
+    return open_clip.model.CLIP(**cfg)
+
+
+def batch_plan(progress: float, rng: np.random.Generator) -> tuple[int, int]:
+    """Side and number of pairs for the next batch: small pictures first, then mostly 96 px, with others in between."""
+    table = (
+        [(64, 0.9), (96, 0.1)]
+        if progress < 0.35
+        else [(64, 0.25), (80, 0.2), (96, 0.4), (128, 0.15)]
+        if progress < 0.75
+        else [(64, 0.1), (80, 0.15), (96, 0.4), (128, 0.3), (160, 0.05)]
+    )
+    sides, weights = zip(*table, strict=True)
+    side = int(rng.choice(sides, p=weights))
+    return side, {64: 32, 80: 24, 96: 18, 128: 12, 160: 8}[side]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and weights")
+    parser.add_argument("--steps", type=int, default=0, help="length of the schedule in steps")
+    parser.add_argument("--minutes", type=float, default=0.0, help="length of the schedule in minutes instead")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make images")
+    parser.add_argument("--slots", type=int, default=8192, help="pairs kept in shared memory (115 kB each)")
+    parser.add_argument("--batch-factor", type=float, default=1.0, help="multiplies the pairs per batch (GPU)")
+    parser.add_argument("--lr", type=float, default=0.02, help="Muon; Adam's follow it")
+    parser.add_argument("--save-minutes", type=float, default=4.0)
+    args = parser.parse_args()
+    if bool(args.steps) == bool(args.minutes):
+        parser.error("give one of --steps and --minutes")
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(1)
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = args.out / "checkpoint.pt"
+    saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
+    step, used, images, elapsed = (saved[k] for k in ("step", "used", "images", "elapsed")) if saved else (0, 0, 0, 0.0)
+
+    ring = Ring(args.slots, args.workers)
+    feed = Feed(ring, args.seed, used, window=args.slots // 2)
+    first = max(0, 1024 + math.ceil(used / feed.replay) - feed.window)
+    ring.oldest.value = first
+    for worker in range(args.workers):
+        mp.get_context("fork").Process(target=produce, args=(ring, args.seed, worker, first), daemon=True).start()
+
+    model, texts = build_model(), Texts()
+    model.set_grad_checkpointing(False)
+    if saved:
+        model.load_state_dict(saved["model"])
+    else:
+        sample, _, _ = feed.batch(-1 & 0xFFFF, 128, SIZE)
+        feed.used = 0
+        x = (sample.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+        x = x.reshape(-1, 16, 8, 16, 8, 3).permute(0, 1, 3, 5, 2, 4).reshape(-1, 192)
+        initialise(model, x)
+    model.to(args.device).train()
+    matrices = [p for n, p in model.named_parameters() if "resblocks" in n and p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    slow = [model.visual.conv1.weight, model.visual.positional_embedding, model.visual.class_embedding]
+    chosen |= {id(p) for p in slow} | {id(model.logit_scale)}
+    model.logit_scale.requires_grad_(False)
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    muon = Muon(matrices, args.lr)
+    adam = torch.optim.Adam(
+        [{"params": rest, "lr": 0.07 * args.lr}, {"params": slow, "lr": 0.015 * args.lr}], betas=(0.9, 0.98), eps=1e-8
+    )
+    optimizers = (muon, adam)
+    if saved:
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+    base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    if saved:
+        base = saved["base"]
+    log = (args.out / "log.jsonl").open("a", encoding="utf-8")
+    dtype = torch.bfloat16
+    began, last_save, sums, seen = time.time() - elapsed, time.time(), {}, 0
+
+    def save() -> None:
+        state = {
+            "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "base": base, "step": step,
+            "used": feed.used, "images": images, "elapsed": time.time() - began,
+        }  # fmt: skip
+        torch.save(state, str(checkpoint) + ".part")
+        os.replace(str(checkpoint) + ".part", checkpoint)
+        export(model, args.out)
+
+    while True:
+        progress = step / args.steps if args.steps else (time.time() - began) / (60 * args.minutes)
+        if progress >= 1:
+            break
+        rng = np.random.default_rng([args.seed, 2_000_003, step])
+        side, pairs = batch_plan(progress, rng)
+        pairs = max(int(pairs * args.batch_factor), 2)
+        factor = min(1.0, (step + 1) / 150) * min(1.0, (1 - progress) / 0.4 + 0.01)
+        for optimizer, rates in zip(optimizers, base, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+        batch, cover, meta = feed.batch(step, pairs, side)
+        values, kinds = bool(rng.random() < 0.5), bool(rng.random() < 0.5)
+        terms = losses(model, texts, batch, cover, meta, rng, dtype, values, kinds)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        sum(terms.values()).backward()
+        nn.utils.clip_grad_norm_(rest + slow, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        step += 1
+        seen += 1
+        images += 2 * pairs
+        for name, value in terms.items():
+            total, n = sums.get(name, (0.0, 0))
+            sums[name] = total + float(value.detach()), n + 1
+        if step % 50 == 0:
+            line = {"step": step, "images": images, "minutes": round((time.time() - began) / 60, 2), "waited": round(feed.waited, 1)}
+            line |= {name: round(total / n, 4) for name, (total, n) in sums.items()}
+            print(json.dumps(line), file=log, flush=True)
+            sums = {}
+        if time.time() - last_save > 60 * args.save_minutes:
+            save()
+            model.eval()
+            scores = {k: round(v, 3) for k, v in monitor(model, texts, args.seed).items()}
+            model.train()
+            print(json.dumps({"step": step, "held out": scores}), file=log, flush=True)
+            last_save = time.time()
+    save()
+    print(json.dumps({"step": step, "images": images, "held out": monitor(model, texts, args.seed, 256)}), file=log, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,19 @@
-"""CLIP-based zero-shot anomaly detection for anomalib 2.x."""
+"""CLIP-based zero-shot anomaly detection for anomalib 2.x. Importing it registers its models with anomalib."""
+
+from .clip import ClipBackbone
+from .data import ZeroShotTransfer
+from .models import AnomalyClip, ClipAd, RandomWordClip, ZsClip
+from .plugin import register
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AnomalyClip",
+    "ClipAd",
+    "ClipBackbone",
+    "RandomWordClip",
+    "ZeroShotTransfer",
+    "ZsClip",
+]
+
+register()

@@ -1,7 +1,7 @@
 """Learning a head from labelled auxiliary images, on top of the frozen tower.
 
-The tower's features do not change while a head learns. So the tower sees each image once, before the first epoch; what the
-loss needs is kept in a :class:`TokenCache`, and all epochs run on that without decoding an image.
+The tower's features do not change while a head learns. So the tower sees each image once, before the first epoch; what
+the loss needs is kept in a :class:`TokenCache`, and all epochs run on that without decoding an image.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
-from anomalib import TaskType
+from anomalib import LearningType, TaskType
 from anomalib.data import AnomalibDataModule, ImageBatch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 GIGABYTE = 2**30
 
 HOW_TO_LEARN = """\
-ZeroShotTransfer is the data module for that: it trains on the labelled test images of auxiliary data and tests on another
-data set. Save for example as transfer.yaml, and pass it with --data transfer.yaml:
+ZeroShotTransfer is the data module for that: it trains on the labelled test images of auxiliary data and tests on
+another data set. Save for example as transfer.yaml, and pass it with --data transfer.yaml:
 
     class_path: anomalib_zsclip.data.ZeroShotTransfer
     init_args:
@@ -84,8 +84,8 @@ class TokenBatch:
 class TokenCache(Dataset):
     """Tensors per image, exact to the bit: in memory, or in a memory-mapped file where they exceed the budget.
 
-    The file has no name that another run could find, and the operating system removes it with the process, whichever way
-    that ends.
+    The file has no name that another run could find, and the operating system removes it with the process, whichever
+    way that ends.
 
     Args:
         batches: Batches of all images in their order. Read once.
@@ -184,8 +184,9 @@ def _make_columns(batch: dict[str, Tensor], images: int, budget: float, folder: 
     if needed >= free:
         msg = (
             f"The token cache of {images} images needs {needed / GIGABYTE:.2f} GB: more than cache_budget_gb="
-            f"{budget / GIGABYTE:.2f} and than the {free / GIGABYTE:.2f} GB that are free in {folder}. Raise the budget "
-            "if the memory is there, make room, or pass token_cache=False (slower: the tower then runs in every epoch)."
+            f"{budget / GIGABYTE:.2f} and than the {free / GIGABYTE:.2f} GB that are free in {folder}. Raise the "
+            "budget if the memory is there, make room, or pass token_cache=False (slower: the tower then runs in "
+            "every epoch)."
         )
         raise ArgumentError(msg)
     logger.info("The token cache takes %.2f GB: it is kept in a file in %s.", needed / GIGABYTE, folder)
@@ -193,10 +194,10 @@ def _make_columns(batch: dict[str, Tensor], images: int, budget: float, folder: 
 
 
 class LearningMixin(LightningModule):
-    """Lightning hooks of a detector whose head learns from auxiliary images; put it before anomalib's class.
+    """Lightning hooks of a detector whose head learns from auxiliary images; stands before ``ZeroShotMixin``.
 
-    The class provides ``learn``, ``learning_head`` and ``model`` (with ``backbone``), and may set ``token_cache`` and
-    ``cache_budget_gb``. Without ``learn`` every hook passes through.
+    The class provides ``learn`` and ``learning_head``, and may set ``token_cache`` and ``cache_budget_gb``. Without
+    ``learn`` every hook passes through.
 
     Attributes:
         learn: Whether ``fit`` learns.
@@ -207,12 +208,20 @@ class LearningMixin(LightningModule):
             ``images``.
     """
 
-    learn: bool
+    learn: bool = False
     learning_head: LearnableHead
+    prepare: Callable[..., None]
+    model: Any
+    pre_processor: Any
     token_cache: bool = True
     cache_budget_gb: float = 4.0
     learned_from: list[dict[str, Any]] | None = None
     _replaced_data: Any = None
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class where the head learns: anomalib does not train zero-shot models."""
+        return LearningType.ONE_CLASS if self.learn else super().learning_type  # type: ignore[misc]
 
     def setup(self, stage: str) -> None:
         """Refuse data that the head cannot learn from before anything costly happens."""
@@ -228,15 +237,19 @@ class LearningMixin(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer | None:
         """Return the optimiser of the paper, over the learned parameters alone."""
-        return self.learning_head.configure_optimizer() if self.learn else None
+        if not self.learn:
+            return None
+        # Some heads know the size of their parameters only when they are set up.
+        self.prepare(self.trainer)
+        return self.learning_head.configure_optimizer()
 
     def on_fit_start(self) -> None:
         """Run the tower over the auxiliary images, where more than one epoch makes use of it."""
         super().on_fit_start()
         if self.learn and self.token_cache and self.trainer.max_epochs != 1:
-            data = self.trainer.datamodule.train_data
-            self.trainer.datamodule.train_data = self._fill_cache()
-            self._replaced_data = data
+            cache = self._fill_cache()
+            self._replaced_data = self._datamodule.train_data
+            self._datamodule.train_data = cache
 
     def training_step(self, batch: ImageBatch | TokenBatch, batch_idx: int) -> Tensor:
         """Loss of a batch of images or of cached tokens."""
@@ -255,8 +268,8 @@ class LearningMixin(LightningModule):
 
     def on_validation_start(self) -> None:
         """Validate with what has been learned so far."""
-        self._finish_learning()
         super().on_validation_start()
+        self._finish_learning()
 
     def on_train_epoch_end(self) -> None:
         """Let the checkpoint that follows hold what has been learned."""
@@ -279,6 +292,10 @@ class LearningMixin(LightningModule):
         super().on_load_checkpoint(checkpoint)
         self.learned_from = checkpoint.get("zsclip_learned_from", self.learned_from)
 
+    @property
+    def _datamodule(self) -> Any:  # noqa: ANN401 - Lightning's trainer does not declare it
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
     def _finish_learning(self) -> None:
         if self.learn and self.trainer.state.fn == TrainerFn.FITTING:
             # Validation may run in inference mode; tensors made there could not take part in learning again.
@@ -291,7 +308,7 @@ class LearningMixin(LightningModule):
         Raises:
             ArgumentError: If the head cannot learn from its training images.
         """
-        datamodule = self.trainer.datamodule
+        datamodule = self._datamodule
         if not isinstance(datamodule, AnomalibDataModule):
             msg = f"learn=True needs a data module with labelled auxiliary images (datamodule=...).\n{HOW_TO_LEARN}"
             raise ArgumentError(msg)
@@ -312,7 +329,7 @@ class LearningMixin(LightningModule):
         return datamodule
 
     def _fill_cache(self) -> TokenCache:
-        datamodule = self.trainer.datamodule
+        datamodule = self._datamodule
         loader = DataLoader(
             datamodule.train_data,
             batch_size=datamodule.train_batch_size,
@@ -342,15 +359,17 @@ class LearningMixin(LightningModule):
     @torch.no_grad()
     def _tokens_of(self, batch: ImageBatch) -> TokenBatch:
         """Run the tower over a batch of pre-processed images."""
+        assert batch.image_path is not None
+        assert batch.gt_label is not None
         backbone, head = self.model.backbone, self.learning_head
         features = backbone.forward_intermediates(batch.image, head.request(backbone))
-        names = [class_name_of(self.trainer.datamodule, path) for path in batch.image_path]
+        names = [class_name_of(self._datamodule, path) for path in batch.image_path]
         masks = None if batch.gt_mask is None else batch.gt_mask.as_subclass(Tensor).bool()
         return TokenBatch(head.learning_inputs(features, backbone, names), batch.gt_label.long(), masks)
 
     def _give_data_back(self) -> None:
         if self._replaced_data is not None:
-            self.trainer.datamodule.train_data = self._replaced_data
+            self._datamodule.train_data = self._replaced_data
             self._replaced_data = None
 
 
@@ -359,7 +378,8 @@ class _GiveDataBack(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         del trainer, exception
-        pl_module._give_data_back()  # noqa: SLF001 - part of the mixin
+        if isinstance(pl_module, LearningMixin):
+            pl_module._give_data_back()
 
 
 def class_name_of(datamodule: AnomalibDataModule, image_path: str) -> str:

@@ -15,16 +15,17 @@ from types import TracebackType
 
 def register() -> None:
     """Make models and data modules known to anomalib; safe to call more than once."""
-    import anomalib.data
-    import anomalib.models
+    # While the start-up hook runs, anomalib.models is complete but not yet an attribute of anomalib.
+    from anomalib import data as anomalib_data
+    from anomalib import models as anomalib_models
 
     from . import data, models
 
     for name in models.__all__:
-        setattr(anomalib.models, name, getattr(models, name))
+        setattr(anomalib_models, name, getattr(models, name))
     for name in data.__all__:
-        setattr(anomalib.data, name, getattr(data, name))
-    anomalib.models.ALLOWED_MODULES |= {"anomalib_zsclip", "anomalib_zsclip.models"}
+        setattr(anomalib_data, name, getattr(data, name))
+    anomalib_models.ALLOWED_MODULES.update({"anomalib_zsclip", "anomalib_zsclip.models"})
     _show_own_errors_plainly()
 
 

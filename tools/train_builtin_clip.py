@@ -58,14 +58,16 @@ KINDS = [name for name, defect in gen.DEFECTS.items() if not defect.held_out]
 # Data: pairs made ahead by other processes, in a ring that both sides share.
 
 
-def draw_pair(seed: int, index: int, families: list[str] = FAMILIES, kinds: list[str] = KINDS) -> gen.Pair:
-    """The pair number ``index``: a function of its arguments alone."""
+def draw_pair(
+    seed: int, index: int, families: list[str] = FAMILIES, kinds: list[str] = KINDS, weakest: float = 0.08
+) -> gen.Pair:
+    """The pair number ``index``: a function of its arguments alone. ``weakest`` bounds the strength of the defect."""
     rng = np.random.default_rng([seed, index])
     kind = "texture" if rng.random() < 0.5 else "object"
     choice = [name for name in families if gen.FAMILIES[name].kind == kind]
     family = choice[int(rng.integers(len(choice)))]
     fitting = [name for name in kinds if gen.DEFECTS[name].on in ("any", kind)]
-    return gen.generate_pair(family, fitting[int(rng.integers(len(fitting)))], SIZE, rng)
+    return gen.generate_pair(family, fitting[int(rng.integers(len(fitting)))], SIZE, rng, strength=(weakest, 1.0))
 
 
 class Ring:
@@ -101,7 +103,8 @@ def produce(ring: Ring, seed: int, worker: int, start: int) -> None:
             time.sleep(0.01)
             if os.getppid() != parent:
                 return
-        pair = draw_pair(seed, index)
+        # Gross defects first: what an anomaly is must be found before faint ones can teach anything.
+        pair = draw_pair(seed, index, weakest=0.08 + 0.5 * max(0.0, 1 - index / 15_000))
         slot = index % ring.slots
         good[slot], bad[slot], mask[slot] = pair.good, pair.bad, pair.mask
         meta[slot] = FAMILIES.index(pair.family), KINDS.index(pair.defect)

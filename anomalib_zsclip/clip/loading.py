@@ -30,6 +30,12 @@ PROBE_SECONDS = 4.0
 Config = dict[str, Any]
 
 
+def shipped_head(file: str) -> Path | None:
+    """Weights of a head that is shipped for the built-in backbone; ``None`` if this file is not shipped."""
+    path = BUILTIN_FOLDER / file
+    return path if path.is_file() else None
+
+
 def supported_names() -> list[str]:
     """Names of open_clip whose image tower is a plain ViT and whose text tower is CLIP's own."""
     return [name for name in open_clip.list_models() if _unsupported_part(open_clip.get_model_config(name)) is None]

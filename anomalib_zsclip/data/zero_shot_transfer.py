@@ -8,7 +8,6 @@ import importlib
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ logger = logging.getLogger(__name__)
 class ZeroShotTransfer(AnomalibDataModule):
     """Train on the labelled test splits of auxiliary data modules; validate and test on a target data module.
 
-    Name, category and evaluation splits are those of the target. The auxiliary modules' own batch sizes, augmentations and
-    validation splits are not used: all of their labelled test images are trained on.
+    Name, category and evaluation splits are those of the target. The auxiliary modules' own batch sizes, augmentations
+    and validation splits are not used: all of their labelled test images are trained on.
 
     Args:
         auxiliary: Data module, or several, to learn from.
@@ -76,20 +75,16 @@ class ZeroShotTransfer(AnomalibDataModule):
             msg = "auxiliary=[] names no data module to learn from: give one or several."
             raise ArgumentError(msg)
         self.target = target
+        self.category = target.category
         self.all_categories = all_categories
         self.allow_overlap = allow_overlap
         self._description: list[dict[str, Any]] = []
         self._class_names: dict[str, str] = {}
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]
         """Name of the target, under which the engine keeps results."""
         return self.target.name
-
-    @property
-    def category(self) -> str:
-        """Category of the target."""
-        return self.target.category
 
     @property
     def auxiliary_description(self) -> list[dict[str, Any]]:
@@ -159,7 +154,8 @@ class ZeroShotTransfer(AnomalibDataModule):
 
     def _refuse_overlap(self, modules: Sequence[AnomalibDataModule], data: AuxiliaryDataset) -> None:
         place = _place(self.target)
-        shared = [f"the category {module.category!r} of {module.name}" for module in modules if place and place == _place(module)]
+        same = [module for module in modules if place is not None and place == _place(module)]
+        shared = [f"the category {module.category!r} of {module.name}" for module in same]
         if not shared:
             target_data = [getattr(self.target, f"{name}_data", None) for name in ("train", "val", "test")]
             target_images = [path for part in target_data if part is not None for path in part.samples.image_path]
@@ -177,8 +173,8 @@ class ZeroShotTransfer(AnomalibDataModule):
 class AuxiliaryDataset(AnomalibDataset):
     """Labelled images of several data sets as one.
 
-    Each image is read by the data set that it comes from. Masks are brought to {0, 1} and to the size of their image. They
-    are left out altogether where one of the data sets has none.
+    Each image is read by the data set that it comes from. Masks are brought to {0, 1} and to the size of their image.
+    They are left out altogether where one of the data sets has none.
 
     Args:
         parts: The data sets.
@@ -263,8 +259,8 @@ def _labelled_data(module: AnomalibDataModule) -> AnomalibDataset:
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         msg = (
             f"The auxiliary data {module.name} with category {module.category!r} cannot be set up "
-            f"({type(error).__name__}: {error}). Its form needs images and masks in their places; data without masks can "
-            "be given as anomalib.data.Folder."
+            f"({type(error).__name__}: {error}). Its form needs images and masks in their places; data without masks "
+            "can be given as anomalib.data.Folder."
         )
         raise ArgumentError(msg) from error
     return module.test_data
@@ -299,17 +295,20 @@ def _place(module: AnomalibDataModule) -> tuple[Path, str] | None:
 
 def _shared_images(first: Iterable[str], second: Iterable[str]) -> list[str]:
     """Images of ``first`` that are also in ``second``, there or as a copy elsewhere."""
-    by_size = defaultdict(list)
-    for path in set(second):
-        by_size[Path(path).stat().st_size].append(path)
-    return [
-        path
-        for path in first
-        if any(_digest(path) == _digest(other) for other in by_size.get(Path(path).stat().st_size, ()))
-    ]
+    candidates, others = _by_size(first), _by_size(second)
+    shared = []
+    for size in candidates.keys() & others.keys():
+        known = {_digest(path) for path in others[size]}
+        shared += [path for path in candidates[size] if _digest(path) in known]
+    return sorted(shared)
 
 
-@lru_cache(maxsize=None)
+def _by_size(paths: Iterable[str]) -> dict[int, list[str]]:
+    groups = defaultdict(list)
+    for path in sorted(set(paths)):
+        groups[Path(path).stat().st_size].append(path)
+    return groups
+
+
 def _digest(path: str) -> bytes:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    return hashlib.sha256(Path(path).read_bytes()).digest()

@@ -49,7 +49,7 @@ class AnomalyClipHead(LearnableHead):
         image_score: ``"text"`` for the image embedding's probability of the anomalous sentence (the paper),
             ``"map_max"`` for the maximum of the map, ``"mean"`` for the mean of both.
         round_prompts: Round the deep prompts to float16 as the published program does, see :class:`PromptLearner`.
-            Default: where published prompts are used as they are.
+            Default: where published prompts are used as they are, so not with ``learn``.
 
     Raises:
         ArgumentError: If an argument has a value that cannot work.
@@ -165,10 +165,11 @@ class AnomalyClipHead(LearnableHead):
             path = BUILTIN_PROMPTS
         if path is None:
             msg = (
-                f"AnomalyCLIP has no learned prompts for the backbone {backbone.name!r}. Three ways out: give a file with "
-                "learned prompts (prompts=<path of a .safetensors, or of the published .pth>) or the checkpoint of a "
-                "trained model (ckpt_path); learn them on labelled auxiliary images (learn=True with ZeroShotTransfer "
-                "data); or take the built-in backbone, for which learned prompts are shipped (backbone='builtin')."
+                f"AnomalyCLIP has no learned prompts for the backbone {backbone.name!r}. Three ways out: give a file "
+                "of learned prompts (prompts=<path of a .safetensors, or of the published .pth>) or the checkpoint "
+                "of a trained model (ckpt_path); learn them on labelled auxiliary images (learn=True, with the data "
+                "module ZeroShotTransfer); or take the built-in backbone, for which learned prompts are shipped "
+                "(backbone='builtin')."
             )
             raise ArgumentError(msg)
         prompts = load_prompts(path)
@@ -206,7 +207,7 @@ class AnomalyClipHead(LearnableHead):
         """Embeddings of both sentences, of unit length, normal before anomalous, ``[2, E]``; with gradient."""
         rounded = self.round_prompts
         if rounded is None:
-            rounded = self.prompts.info.get("layout") == OFFICIAL and not self.learn
+            rounded = self.prompts.info.get("layout") == OFFICIAL
         return F.normalize(self.prompts(backbone, round_prompts=rounded), dim=-1)
 
     def image_embedding(self, features: ImageFeatures, backbone: ClipBackbone) -> Tensor:

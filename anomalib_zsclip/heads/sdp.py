@@ -123,7 +123,8 @@ class SdpHead(Head):
         normal, anomalous = state_sentences(class_name, self.domain, self.prompts)
         embeddings = embed_texts(backbone, [*normal, *anomalous], cache=self.text_cache)
         states = embeddings.split([len(normal), len(anomalous)])
-        return torch.stack([representative_vector(rows, self.rvs, **self.rvs_params) for rows in states], dim=1)
+        vectors = [representative_vector(rows, self.rvs, normalize=True, **self.rvs_params) for rows in states]
+        return torch.stack(vectors, dim=1)
 
     def forward(self, features: ImageFeatures, backbone: ClipBackbone, size: tuple[int, int]) -> HeadOutput:
         """Score a batch; see :class:`Head`.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -101,7 +101,7 @@ class SdpPlusHead(LearnableHead):
         """Compute the quantities of the paper; arguments as in :meth:`SdpHead.raw`."""
         text = self.sdp.text_features if text is None else text
         similarity, score = self.sdp.similarity(features, backbone, text)
-        logits = self.layer_logits(self.patch_tokens(features), text, backbone.clip.visual.proj.dtype)
+        logits = self.layer_logits(self.patch_tokens(features), text, next(backbone.parameters()).dtype)
         with full_precision(similarity):
             zero_shot = enlarge(tokens_to_grid(similarity[:, 1:, 1], features.grid), size)
             layer_maps = enlarge(logits, size, align_corners=True).sigmoid()
@@ -129,7 +129,7 @@ class SdpPlusHead(LearnableHead):
         direction = LOGIT_SCALE * (text[..., 1] - text[..., 0])  # [E] or [B, E]
         direction = direction.reshape(-1, 1, direction.shape[-1], 1)  # [1 or B, 1, E, 1]
         logits = []
-        for index, layer in enumerate(self.fc):
+        for index, layer in enumerate(cast(Iterable[nn.Linear], self.fc)):
             tokens = patch_tokens[:, index].to(dtype)
             embeddings = nn.functional.linear(tokens, layer.weight.to(dtype), layer.bias.to(dtype)).float()
             with full_precision(embeddings):
@@ -157,7 +157,7 @@ class SdpPlusHead(LearnableHead):
             raise ArgumentError(msg)
         logits = self.layer_logits(inputs["tokens"], inputs["text"].to(inputs["tokens"]))
         with full_precision(logits):
-            focal, dice = layer_losses(enlarge(logits, masks.shape[-2:], align_corners=True), masks)
+            focal, dice = layer_losses(enlarge(logits, (masks.shape[-2], masks.shape[-1]), align_corners=True), masks)
         loss = (focal + dice).sum()
         return {"loss": loss, "focal": focal.sum().detach(), "dice": dice.sum().detach()}
 
@@ -257,7 +257,7 @@ def _read_linear_layers(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str
     tensors: Any = content.get("linear_layers") if isinstance(content, Mapping) else None
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         found = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
-        msg = f'The SDP+ checkpoint {path} must hold {{"linear_layers": state_dict}} as the official ones; it holds {found}.'
+        msg = f'The SDP+ checkpoint {path} must hold {{"linear_layers": state_dict}} of tensors; it holds {found}.'
         raise CheckpointError(msg)
     return dict(tensors), {}
 

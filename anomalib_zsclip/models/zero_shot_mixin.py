@@ -46,6 +46,8 @@ class ZeroShotMixin:
 
     model: ZeroShotModel
     class_name: str | None = None
+    learn: bool = False
+    epochs: int = 1
 
     def assemble(
         self,
@@ -153,8 +155,8 @@ class ZeroShotMixin:
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """No special arguments."""
-        return {}
+        """A learning model says how long it learns; Lightning's own default is 1000 epochs."""
+        return {"max_epochs": self.epochs, "num_sanity_val_steps": 0} if self.learn else {}
 
     # ------------------------------------------------------------------ components
     @classmethod
@@ -178,6 +180,7 @@ class ZeroShotMixin:
         image = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
         pixel = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_", "strict": False}
         return Evaluator(
+            val_metrics=[AUROC(**image), AUROC(**pixel)],
             test_metrics=[
                 AUROC(**image),
                 AveragePrecision(**image),

@@ -70,7 +70,7 @@ def read_ensemble(path: str | Path) -> Ensemble:
         raise ArgumentError(msg) from error
     if not isinstance(content, dict) or set(content) != set(KEYS):
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        msg = f"prompts={str(path)!r} must hold exactly the three lists {', '.join(KEYS)}; it holds: {found or 'nothing'}."
+        msg = f"prompts={str(path)!r} must hold the three lists {', '.join(KEYS)}; it holds: {found or 'nothing'}."
         raise ArgumentError(msg)
     for key in KEYS:
         entries = content[key]
@@ -81,8 +81,8 @@ def read_ensemble(path: str | Path) -> Ensemble:
         if wrong:
             belongs = "state" if key == "templates" else "object"
             msg = (
-                f"prompts={str(path)!r}: the entry {wrong[0]!r} of {key!r} has no '{PLACE}' where the {belongs} belongs. "
-                "Write it in quotation marks, since YAML reads bare braces as a mapping."
+                f"prompts={str(path)!r}: the entry {wrong[0]!r} of {key!r} has no '{PLACE}' where the {belongs} "
+                "belongs. Write it in quotation marks, since YAML reads bare braces as a mapping."
             )
             raise ArgumentError(msg)
     return content

@@ -25,7 +25,7 @@ RVS_DEFAULTS: Mapping[str, Mapping[str, float]] = MappingProxyType(
         "mean_shift": {"bandwidth": 2.0},
     }
 )
-"""Methods and their parameters, with the values of the paper. For VisA it used ``dbscan`` with eps 1.5, min_samples 25."""
+"""Methods and their parameters, with the paper's values. For VisA it took ``dbscan`` with eps 1.5, min_samples 25."""
 
 
 def representative_vector(

@@ -1,7 +1,7 @@
 """Recorded outputs of the published programs, on synthetic weights.
 
-A fixture is a pair ``NAME.npz`` (arrays) and ``NAME.json`` (configuration). The environment variable ``PARITY_DIR`` points
-these tests at another folder of the same form; nothing here assumes the sizes of the fixtures that are shipped.
+A fixture is a pair ``NAME.npz`` (arrays) and ``NAME.json`` (configuration). The environment variable ``PARITY_DIR``
+points these tests at another folder of the same form; nothing here assumes the sizes of the fixtures that are shipped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def fixture_files(kind: str) -> list[Any]:
 
 
 def load_fixture(path: Path) -> tuple[Config, Arrays]:
-    """Configuration and arrays of a fixture; ``images`` and ``masks`` come from the recipe where they are not stored."""
+    """Configuration and arrays of a fixture; images and masks that are not stored come from the recipe."""
     config = _read(path)
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
         arrays = {key: stored[key] for key in stored.files}
@@ -96,6 +96,7 @@ def _read(path: Path) -> Config:
 
 
 @pytest.fixture(autouse=True)
-def _reproducible() -> None:
-    """One thread: the fixtures were recorded on a CPU, and small tensors gain nothing from more."""
+def _reproducible(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread, since the fixtures were recorded so and small tensors gain nothing from more; a cache of our own."""
     torch.set_num_threads(1)
+    monkeypatch.setenv("ANOMALIB_ZSCLIP_CACHE", str(tmp_path_factory.getbasetemp() / "text-cache"))

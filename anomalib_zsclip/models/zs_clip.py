@@ -1,0 +1,132 @@
+"""ZsClip: every head, one pass of the image tower."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.visualization import Visualizer
+from torch import nn
+
+from anomalib_zsclip.clip import ClipBackbone
+from anomalib_zsclip.clip.loading import BUILTIN, shipped_head
+from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
+from anomalib_zsclip.heads.base import Head
+from anomalib_zsclip.heads.random_word import RandomWordHead
+from anomalib_zsclip.heads.sdp import SdpHead
+from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
+
+from .zero_shot_mixin import ZeroShotMixin, read_backbone_arguments
+
+logger = logging.getLogger(__name__)
+
+BACKBONE = ("ViT-B-16-plus-240", "laion400m_e31")
+HEADS = ("random_word", "sdp", "sdp_plus", "anomaly_clip")
+
+
+class ZsClip(ZeroShotMixin, AnomalibModule):
+    """The detector to start with: several zero-shot heads on one pass of the image tower, fused.
+
+    Args:
+        heads: Any of ``"random_word"``, ``"sdp"``, ``"sdp_plus"`` (or ``"sdp+"``) and ``"anomaly_clip"``. Default: those
+            that need no auxiliary image, ``random_word`` and ``sdp``, and those whose weights are given or shipped for
+            the backbone.
+        weights: Weight of each head in the mean of scores and maps. Default: all alike.
+        backbone: ``"auto"``, ``"builtin"``, or an architecture of open_clip.
+        pretrained: Tag of open_clip or path of a local weight file, for a named architecture.
+        image_size: Side, or (height, width), that images are resized to. Default: native.
+        precision: Of the towers' matrix products: ``"float32"``, ``"bf16"``, ``"fp16"`` or ``"auto"``.
+        class_name: What the images show, for SDP's prompts. Default: the data module's category, else "object".
+        sdp_plus_checkpoint: Linear layers for the head ``sdp_plus``.
+        anomaly_clip_checkpoint: Learned prompts for the head ``anomaly_clip``.
+        random_word: Arguments of :class:`~anomalib_zsclip.heads.random_word.RandomWordHead`.
+        sdp: Arguments of :class:`~anomalib_zsclip.heads.sdp.SdpHead`, also for ``sdp_plus``.
+        anomaly_clip: Arguments of :class:`~anomalib_zsclip.heads.anomaly_clip.AnomalyClipHead`.
+        pre_processor: anomalib component, or whether to use the default one.
+        post_processor: anomalib component, or whether to use the default one.
+        evaluator: anomalib component, or whether to use the default one.
+        visualizer: anomalib component, or whether to use the default one.
+
+    Example:
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_zsclip import SyntheticDefects, ZsClip
+        >>> Engine().test(ZsClip(backbone="builtin"), datamodule=SyntheticDefects())  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[str] | None = None,
+        weights: dict[str, float] | None = None,
+        backbone: str = "auto",
+        pretrained: str | Path | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        precision: str = "float32",
+        class_name: str | None = None,
+        sdp_plus_checkpoint: str | Path | None = None,
+        anomaly_clip_checkpoint: str | Path | None = None,
+        random_word: dict[str, Any] | None = None,
+        sdp: dict[str, Any] | None = None,
+        anomaly_clip: dict[str, Any] | None = None,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        names = _head_names(heads)
+        clip = read_backbone_arguments(backbone, pretrained, BACKBONE, "bicubic")
+        files = {
+            "sdp_plus": sdp_plus_checkpoint or _shipped(clip, "sdp_plus.safetensors"),
+            "anomaly_clip": anomaly_clip_checkpoint or _shipped(clip, "anomaly_clip_prompts.safetensors"),
+        }
+        absent = [name for name in names if name in files and files[name] is None]
+        if absent and heads is not None:
+            logger.info("Heads without weights for the backbone %r are left out: %s.", clip.name, ", ".join(absent))
+        made: dict[str, Head] = {}
+        for name in names:
+            if name in absent:
+                continue
+            if name == "random_word":
+                made[name] = RandomWordHead(clip.embed_dim, **(random_word or {}))
+            elif name == "sdp":
+                made[name] = SdpHead(clip, **(sdp or {}))
+            elif name == "sdp_plus":
+                made[name] = SdpPlusHead(SdpHead(clip, **(sdp or {})), clip)
+                made[name].load_linear_layers(files[name])
+            else:
+                made[name] = AnomalyClipHead(files[name], **(anomaly_clip or {}))
+        self.assemble(
+            clip,
+            made,
+            image_size=image_size,
+            precision=precision,
+            pre_processor=pre_processor,
+            class_name=class_name,
+            weights=None if weights is None else {_head_name(name): value for name, value in weights.items()},
+        )
+
+
+def _head_name(name: str) -> str:
+    plain = str(name).replace("+", "_plus")
+    if plain not in HEADS:
+        msg = f"heads: {name!r} is unknown; it must be one of {', '.join(HEADS)}."
+        raise ArgumentError(msg)
+    return plain
+
+
+def _head_names(heads: Sequence[str] | None) -> list[str]:
+    if heads is None:
+        return list(HEADS)
+    if isinstance(heads, str) or not heads:
+        msg = f"heads={heads!r} must be a list of at least one of {', '.join(HEADS)}."
+        raise ArgumentError(msg)
+    return list(dict.fromkeys(_head_name(name) for name in heads))
+
+
+def _shipped(clip: ClipBackbone, file: str) -> Path | None:
+    return shipped_head(file) if clip.name == BUILTIN else None

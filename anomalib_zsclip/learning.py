@@ -227,13 +227,14 @@ class LearningMixin(LightningModule):
         """Refuse data that the head cannot learn from before anything costly happens."""
         if self.learn and stage == TrainerFn.FITTING:
             datamodule = self._data_to_learn_from()
-            self.learned_from = describe_data(datamodule)
+            self._note_data(describe_data(datamodule))
         super().setup(stage)
 
     def configure_callbacks(self) -> list[Callback]:
         """Add the callback that gives the data back after an exception to those of the class."""
         callbacks = super().configure_callbacks()
-        return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), _GiveDataBack()]
+        # First, since another callback may answer an exception with one of its own.
+        return [_GiveDataBack(), *(callbacks if isinstance(callbacks, Sequence) else [callbacks])]
 
     def configure_optimizers(self) -> torch.optim.Optimizer | None:
         """Return the optimiser of the paper, over the learned parameters alone."""
@@ -290,7 +291,12 @@ class LearningMixin(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember the data that the head learned from."""
         super().on_load_checkpoint(checkpoint)
-        self.learned_from = checkpoint.get("zsclip_learned_from", self.learned_from)
+        self._note_data(checkpoint.get("zsclip_learned_from", []))
+
+    def _note_data(self, parts: list[dict[str, Any]]) -> None:
+        """Add data to ``learned_from``: a head may go on learning on other data."""
+        known = self.learned_from or []
+        self.learned_from = [*known, *(part for part in parts if part not in known)] or None
 
     @property
     def _datamodule(self) -> Any:  # noqa: ANN401 - Lightning's trainer does not declare it
@@ -322,7 +328,7 @@ class LearningMixin(LightningModule):
             raise ArgumentError(msg)
         if data.task == TaskType.CLASSIFICATION:
             head = type(self.learning_head).__name__
-            if getattr(self.learning_head, "needs_masks", False):
+            if self.learning_head.needs_masks:
                 msg = f"{head} learns from pixel masks, but the auxiliary data has none: choose data with masks."
                 raise ArgumentError(msg)
             logger.info("The auxiliary data has no masks: %s learns with its image loss alone.", head)
@@ -354,7 +360,8 @@ class LearningMixin(LightningModule):
             if isinstance(self.pre_processor, Callback):
                 self.pre_processor.on_train_batch_start(self.trainer, self, batch, index)
             with precision.forward_context():
-                yield self._tokens_of(batch)
+                tokens = self._tokens_of(batch)
+            yield tokens
 
     @torch.no_grad()
     def _tokens_of(self, batch: ImageBatch) -> TokenBatch:

@@ -461,6 +461,8 @@ def losses(
     pairs = [gen.captions.state_pair(rng, gen.captions.free_noun(rng)) for _ in range(6)]
     for family in rng.choice(meta[:, 0], 2):
         pairs.append(gen.captions.state_pair(rng, str(rng.choice(gen.FAMILIES[FAMILIES[family]].nouns))))
+    named = [int(k) for k in rng.choice(meta[:, 1], 3)]  # "with a scratch" against "without scratch"
+    pairs += [gen.captions.state_pair(rng, gen.captions.free_noun(rng), KINDS[k]) for k in named]
     captions, match = contrastive_captions(rng, meta)
     kind_captions = []
     if kinds:
@@ -477,7 +479,11 @@ def losses(
 
     is_bad = torch.arange(2 * half, device=device).ge(half).float()
     state = SCALE * (z @ (anomalous - normal).T)  # [2B, pairs]
-    out["state"] = F.binary_cross_entropy_with_logits(state, is_bad[:, None].expand_as(state))
+    # A pair that names a kind says nothing about images with another defect.
+    asked = torch.ones_like(state)
+    asked[half:, -len(named) :] = torch.from_numpy(meta[:, 1, None] == np.array(named)).to(asked)
+    loss = F.binary_cross_entropy_with_logits(state, is_bad[:, None].expand_as(state), reduction="none")
+    out["state"] = (loss * asked).sum() / asked.sum()
     mean_state = state.mean(1)
     out["pair"] = 0.5 * F.softplus(mean_state[:half] - mean_state[half:]).mean()
     # AnomalyCLIP reads the class token without the last layer norm.

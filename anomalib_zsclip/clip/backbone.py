@@ -182,6 +182,11 @@ class ClipBackbone(nn.Module):
         return BackboneIdentity(self.name, self.pretrained, self.fingerprint)
 
     @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.clip.logit_scale.device
+
+    @property
     def layers(self) -> int:
         """Number of blocks of the image tower."""
         return len(self.clip.visual.transformer.resblocks)
@@ -232,14 +237,16 @@ class ClipBackbone(nn.Module):
         return super().train(mode=False)
 
     def set_precision(self, precision: str) -> ClipBackbone:
-        """Compute the towers' matrix products in ``"float32"``, ``"bf16"`` or ``"fp16"``.
+        """Compute the image tower's matrix products in ``"float32"``, ``"bf16"`` or ``"fp16"``.
 
-        Residual streams, layer norms and everything that leaves the towers stay in float32.
+        Residual streams, layer norms and everything that leaves the tower stay in float32. So does the text tower, which
+        runs once. The change is for good: weights that were rounded stay rounded.
         """
         if precision not in PRECISIONS:
             msg = f"precision={precision!r} must be one of {', '.join(PRECISIONS)}."
             raise ArgumentError(msg)
-        return self.to(PRECISIONS[precision])
+        self.clip.visual.to(PRECISIONS[precision])
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Image embeddings, not normalised: ``[B, 3, H, W]`` -> ``[B, E]``."""
@@ -313,7 +320,8 @@ class ClipBackbone(nn.Module):
         grid = (height // patch, width // patch)
         key = (grid, self.position_mode, weights.device, weights.dtype)
         if key not in self._positions:
-            with torch.no_grad():
+            # Made outside inference mode, so that it can be used in every mode.
+            with torch.inference_mode(mode=False), torch.no_grad():
                 self._positions[key] = resize_positional_embedding(weights.detach(), grid, self.position_mode)
         return self._positions[key]
 
@@ -359,14 +367,14 @@ class ClipBackbone(nn.Module):
         ends = ids.argmax(dim=-1)
         # Sentences of like length together: the tower runs only as far as the longest of a batch.
         order = ends.argsort(stable=True)
-        embeddings = torch.empty(len(texts), self.embed_dim, device=self.clip.logit_scale.device)
+        embeddings = torch.empty(len(texts), self.embed_dim, device=self.device)
         for batch in tqdm(order.split(batch_size), desc="Text embeddings", disable=not progress, leave=False):
             embeddings[batch] = self.encode_prompts(self.embed_tokens(ids[batch]), ends[batch])
         return nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         """Token embeddings ``[P, T, W]`` of token ids ``[P, T]``, without positional embedding."""
-        return self.clip.token_embedding(ids.to(self.clip.logit_scale.device))
+        return self.clip.token_embedding(ids.to(self.device))
 
     def encode_prompts(self, embeddings: Tensor, end_positions: Tensor, deep_prompts: Sequence[Tensor] = ()) -> Tensor:
         """Encode prompt embeddings, learned ones for example; gradients flow back to them and to the deep prompts.

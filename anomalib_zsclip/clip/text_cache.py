@@ -39,14 +39,13 @@ def embed_texts(backbone: ClipBackbone, texts: Sequence[str], *, cache: bool = T
         texts: The sentences.
         cache: Whether to look at and write to the disk.
     """
-    precision = backbone.clip.visual.proj.dtype
+    precision = backbone.clip.text_projection.dtype
     key = hashlib.sha256(repr((backbone.fingerprint, str(precision), list(texts))).encode("utf-8", "replace"))
     path = cache_folder() / f"text-{key.hexdigest()[:40]}.safetensors"
-    device = backbone.clip.logit_scale.device
     if cache and path.is_file():
         embeddings = _read(path, (len(texts), backbone.embed_dim))
         if embeddings is not None:
-            return embeddings.to(device)
+            return embeddings.to(backbone.device)
     embeddings = backbone.encode_text(texts, normalize=True, progress=len(texts) > 256)
     if cache:
         _write(path, embeddings)

@@ -26,7 +26,7 @@ def forward_text_tower(
         embeddings: Token embeddings without positional embedding, ``[P, T, W]``.
         end_positions: Position of each prompt's end-of-text token, ``[P]``.
         deep_prompts: Learned tokens, ``[t, W]`` for all prompts or ``[P, t, W]``. The ``i``-th one replaces positions
-            ``1 .. t`` just before block ``i + 1`` (counted from 0), as AnomalyCLIP does (ICLR 2024, section 3.2).
+            ``1 .. t`` just before block ``i + 1`` (counted from 0), as AnomalyCLIP does (ICLR 2024, section 3.3).
 
     Returns:
         Text embeddings, not normalised, float32, ``[P, E]``.

@@ -37,8 +37,9 @@ class ZeroShotTransfer(AnomalibDataModule):
     Args:
         auxiliary: Data module, or several, to learn from.
         target: Data module to validate and test on.
-        all_categories: Learn from all categories of each auxiliary module that are on the disk (the papers learn from
-            whole data sets). If ``False``, from the category alone that each module names.
+        all_categories: Learn from all categories of each auxiliary module, as the papers learn from whole data sets:
+            those on the disk, or where there are none, those that the data set is published with. If ``False``, from
+            the category alone that each module names.
         allow_overlap: Accept images or categories that auxiliary and target share. The result is not zero-shot then.
         train_batch_size: Images per training batch. Defaults to ``8``, as in CLIP-AD and AnomalyCLIP.
         eval_batch_size: Images per validation and test batch.
@@ -98,8 +99,8 @@ class ZeroShotTransfer(AnomalibDataModule):
     def prepare_data(self) -> None:
         """Download or make what is not there."""
         for module in self.auxiliary:
-            if not (self.all_categories and _categories_on_disk(module)):
-                module.prepare_data()
+            for part in self._parts_of(module):
+                part.prepare_data()
         self.target.prepare_data()
 
     def _setup(self, _stage: str | None = None) -> None:
@@ -280,12 +281,13 @@ def _categories_on_disk(module: AnomalibDataModule) -> list[str]:
 
 
 def _published_categories(module: AnomalibDataModule) -> list[str]:
-    """Categories of a data set of anomalib that are not told by its folders (Real-IAD for example)."""
+    """Categories that a data module's source names, where the disk has no folders of them (yet)."""
     source = type(module).__module__
-    if not source.startswith("anomalib.data.datamodules."):
-        return []
-    names = getattr(importlib.import_module(source.replace(".datamodules.", ".datasets.")), "CATEGORIES", ())
-    return list(names) if module.category in names else []
+    for name in (source, source.replace(".datamodules.", ".datasets.")):
+        names = getattr(importlib.import_module(name), "CATEGORIES", ())
+        if module.category in names:
+            return list(names)
+    return []
 
 
 def _place(module: AnomalibDataModule) -> tuple[Path, str] | None:

@@ -37,13 +37,13 @@ class AnomalyClipHead(LearnableHead):
             shipped ones where the backbone is the built-in one. With ``learn`` they are where learning starts from.
         learn: The prompts will be learned, so that :meth:`setup` may start from random ones.
         n_ctx: Learned tokens of each sentence.
-        depth: Blocks of the text tower that see learned tokens. At most the number of its blocks is used.
+        depth: Blocks of the text tower that see learned tokens; all of them where it has fewer.
         t_n_ctx: Learned tokens before each of the blocks behind the first.
         layers: Blocks of the image tower whose patches are compared, counted from 1, in any order. Default: the last
             one alone, which gives the published numbers.
         value_value_blocks: Number of blocks, from the last one backwards, whose value-value attention makes up the
             refined stream. Default: 19 of 24 as published (``DPAM_layer=20`` there), and the same share of other
-            depths. ``0`` compares ordinary tokens.
+            depths; all blocks where it is larger. ``0`` compares ordinary tokens.
         temperature: Temperature of the softmax over the two sentences.
         sigma: Standard deviation of the Gaussian filter of the maps, in pixels.
         image_score: ``"text"`` for the image embedding's probability of the anomalous sentence (the paper),
@@ -144,7 +144,8 @@ class AnomalyClipHead(LearnableHead):
         del class_name  # The prompts are object-agnostic.
         self.blocks(backbone)
         if self.is_ready:
-            self._check_dimensions(self.prompts, backbone, "The checkpoint")
+            if self.prompts is not None:
+                self._check_dimensions(self.prompts, backbone, "The checkpoint")
             return
         if self.prompts is None:
             self.prompts = self._initial_prompts(backbone).to(next(backbone.parameters()).device)
@@ -259,7 +260,7 @@ class AnomalyClipHead(LearnableHead):
     def learning_loss(
         self, backbone: ClipBackbone, inputs: dict[str, Tensor], masks: Tensor | None, labels: Tensor
     ) -> dict[str, Tensor]:
-        """Weighted map losses plus cross-entropy of the image (section 3.4); without masks the cross-entropy alone.
+        """Weighted map losses plus cross-entropy of the image (section 3.3); without masks the cross-entropy alone.
 
         Returns:
             ``loss``, and detached ``image`` and, with masks, ``focal``, ``dice_anomalous`` and ``dice_normal``, each
@@ -275,7 +276,7 @@ class AnomalyClipHead(LearnableHead):
         return {"loss": loss, "image": image.detach()} | {name: value.detach() for name, value in sums.items()}
 
     def configure_optimizer(self) -> torch.optim.Optimizer:
-        """Adam with learning rate 1e-3 and betas (0.5, 0.999) over the prompts (appendix A)."""
+        """Adam with learning rate 1e-3 and betas (0.5, 0.999) over the prompts, as published."""
         return torch.optim.Adam(self.prompts.parameters(), lr=LEARNING_RATE, betas=ADAM_BETAS)
 
     def finish_learning(self, backbone: ClipBackbone) -> None:
@@ -297,7 +298,7 @@ class AnomalyClipHead(LearnableHead):
             own = {"n_ctx": self.n_ctx, "t_n_ctx": self.t_n_ctx} if self.prompts is None else self.prompts.dimensions
             differences = _differences(found, own)
             if differences:
-                msg = f"The checkpoint has prompts with {differences}, the size of this model's."
+                msg = f"The checkpoint has prompts with {differences}: give the arguments that it was learned with."
                 raise CheckpointError(msg)
             if self.prompts is None:
                 self.prompts = PromptLearner(width, n_ctx, number + 1, t_n_ctx).to(self.text_features.device)
@@ -339,7 +340,7 @@ def summed_map(probabilities: Tensor, grid: tuple[int, int], size: tuple[int, in
 
 
 def map_losses(patch_features: Tensor, text_features: Tensor, masks: Tensor, temperature: float) -> dict[str, Tensor]:
-    """Focal loss and dice losses of both channels, per layer (section 3.4).
+    """Focal loss and dice losses of both channels, per layer (section 3.3).
 
     Args:
         patch_features: Patch features on their grid, ``[B, layers, h, w, E]``.

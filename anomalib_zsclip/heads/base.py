@@ -87,7 +87,12 @@ class LearnableHead(Head):
     The tower's features do not change while the head learns. So learning has two parts: :meth:`learning_inputs` turns
     the features of an image into the tensors that the loss needs, once; :meth:`learning_loss` runs on those in every
     epoch.
+
+    Attributes:
+        needs_masks: Whether the loss cannot do without ground-truth masks.
     """
+
+    needs_masks: bool = False
 
     @property
     @abstractmethod

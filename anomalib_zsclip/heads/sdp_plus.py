@@ -51,6 +51,7 @@ class SdpPlusHead(LearnableHead):
         learning_rate: Of Adam. The paper's is 1e-4.
     """
 
+    needs_masks = True
     learned: Tensor
 
     def __init__(self, sdp: SdpHead, backbone: ClipBackbone, learning_rate: float = 1e-4) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.clip.backbone import OPENAI_MEAN, OPENAI_STD
 from anomalib_zsclip.errors import ArgumentError, CheckpointError, ImageReadError
 from anomalib_zsclip.heads.base import Head
-from anomalib_zsclip.post_processing import MonotonePostProcessor
+from anomalib_zsclip.post_processing import NO_DATA, MonotonePostProcessor
 from anomalib_zsclip.pre_processing import ClipPreProcessor
 from anomalib_zsclip.visualization import FixedScaleVisualizer
 
+from .normal_images import find_normal_images, load_batches, pick
 from .zero_shot_model import ZeroShotModel
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ class ZeroShotMixin:
     class_name: str | None = None
     learn: bool = False
     epochs: int = 1
+    k_shot: int = 0
+    normal_dir: str | Path | None = None
+    normal_images: int = 32
 
     def assemble(
         self,
@@ -58,7 +62,7 @@ class ZeroShotMixin:
         precision: str,
         pre_processor: object,
         class_name: str | None = None,
-        weights: dict[str, float] | None = None,
+        **model_arguments: Any,  # noqa: ANN401
     ) -> None:
         """Put backbone and heads together.
 
@@ -69,12 +73,12 @@ class ZeroShotMixin:
             precision: ``"float32"``, ``"bf16"``, ``"fp16"``, or ``"auto"``.
             pre_processor: The constructor's argument; ``True`` asks for the default one.
             class_name: What the images show; ``None`` takes the data module's category, else "object".
-            weights: Weights of the heads.
+            **model_arguments: Further arguments of :class:`ZeroShotModel`.
         """
         if precision not in ("float32", "bf16", "fp16", "auto"):
             msg = f"precision={precision!r} must be 'float32', 'bf16', 'fp16' or 'auto'."
             raise ArgumentError(msg)
-        self.model = ZeroShotModel(backbone, heads, weights)
+        self.model = ZeroShotModel(backbone, heads, **model_arguments)
         self.class_name = class_name
         self.precision_name = precision
         self._compiled_class: str | None = None
@@ -91,7 +95,9 @@ class ZeroShotMixin:
             trainer: Its data module may know the category.
         """
         backbone = self.model.backbone
-        backbone.set_precision(_resolve_precision(self.precision_name, backbone))
+        precision = _resolve_precision(self.precision_name, backbone)
+        if precision != "float32":
+            backbone.set_precision(precision)
         category = getattr(getattr(trainer, "datamodule", None), "category", None)
         if self._compiled_class is not None and (self._from_checkpoint or self.class_name or not category):
             return
@@ -101,6 +107,8 @@ class ZeroShotMixin:
         with torch.inference_mode(mode=False), torch.no_grad():
             for head in self.model.heads.values():
                 head.setup(backbone, class_name)
+            if self.model.namer is not None:
+                self.model.namer.setup(backbone)
         self._compiled_class = class_name
 
     def on_fit_start(self) -> None:
@@ -109,16 +117,66 @@ class ZeroShotMixin:
         self.prepare(self.trainer)
 
     def on_validation_start(self) -> None:
-        """Compile the text side on the device."""
+        """Compile the text side on the device, and fill the memory of normal patches."""
         self.prepare(self.trainer)
+        self.fill_memory(self.trainer)
 
     def on_test_start(self) -> None:
-        """Compile the text side on the device."""
-        self.prepare(self.trainer)
+        """Compile the text side, fill the memory, and decide from normal images if there was no validation data."""
+        self.on_validation_start()
+        self.decide(self.trainer)
 
     def on_predict_start(self) -> None:
-        """Compile the text side on the device."""
-        self.prepare(self.trainer)
+        """Compile the text side, fill the memory, and decide from normal images if there was no validation data."""
+        self.on_test_start()
+
+    # ------------------------------------------------------------------ normal images
+    @torch.no_grad()
+    def fill_memory(self, trainer: Trainer | None = None) -> None:
+        """Remember the patches of ``k_shot`` normal images, once.
+
+        Raises:
+            ArgumentError: If there are fewer normal images than ``k_shot``.
+        """
+        memory = self.model.memory
+        if memory is None or memory.is_filled:
+            return
+        dataset = find_normal_images(self.normal_dir, trainer)
+        available = 0 if dataset is None else len(dataset)
+        if available < self.k_shot:
+            msg = (
+                f"k_shot={self.k_shot} needs as many normal images, and {available} are at hand. Give normal_dir=<folder "
+                "of normal images>, or a data module with normal training images."
+            )
+            raise ArgumentError(msg)
+        batches = self._normal_batches(dataset, pick(self.k_shot, available))
+        with torch.inference_mode(mode=False), torch.no_grad():
+            memory.fill((self.model.features(batch) for batch in batches), self.model.backbone)
+
+    @torch.no_grad()
+    def decide(self, trainer: Trainer | None = None) -> None:
+        """Set the thresholds from normal images, where no validation data did; say in one line what they come from."""
+        post_processor = self.post_processor
+        if not isinstance(post_processor, MonotonePostProcessor):
+            return
+        dataset = find_normal_images(self.normal_dir, trainer) if int(post_processor.source) == NO_DATA else None
+        if dataset is not None:
+            order = pick(self.k_shot + self.normal_images, len(dataset))
+            # Images of the memory know themselves there: others are taken, or, if there are none, each is left out.
+            unseen = order[self.k_shot :]
+            scores, peaks = [], []
+            for number, batch in enumerate(self._normal_batches(dataset, unseen or order, batch_size=1)):
+                size = (batch.shape[-2], batch.shape[-1])
+                leave_out = number if not unseen and self.k_shot > 1 else None
+                verdict = self.model.verdict(self.model.features(batch), size, leave_out)
+                scores.append(verdict.pred_score)
+                peaks.append(verdict.anomaly_map.amax(dim=(-2, -1)))
+            post_processor.decide_from_normal(torch.cat(scores), torch.cat(peaks))
+        logger.info("Decisions from %s.", post_processor.describe())
+
+    def _normal_batches(self, dataset: Any, indices: list[int], batch_size: int = 8) -> Iterator[Tensor]:  # noqa: ANN401
+        transform = self.pre_processor.transform if self.pre_processor else None
+        return load_batches(dataset, indices, transform, self.model.backbone.device, batch_size)
 
     def forward(self, batch: Tensor, *args: object, **kwargs: object) -> InferenceBatch:
         """Images in [0, 1], ``[B, 3, H, W]``, to post-processed predictions."""
@@ -132,6 +190,16 @@ class ZeroShotMixin:
         del args, kwargs
         predictions = self.model(batch.image)
         return batch.update(**predictions._asdict())
+
+    def test_step(self, batch: Batch, *args: object, **kwargs: object) -> Batch:
+        """Predict, and say what it is that was found."""
+        del args, kwargs
+        predictions, explanation = self.model.explain(batch.image)
+        return batch.update(**predictions._asdict(), explanation=explanation)
+
+    def predict_step(self, batch: Batch, *args: object, **kwargs: object) -> Batch:
+        """Predict, and say what it is that was found."""
+        return self.test_step(batch, *args, **kwargs)
 
     def val_dataloader(self) -> list[object]:
         """No validation data of the model's own; a data module's goes first.
@@ -150,8 +218,8 @@ class ZeroShotMixin:
 
     @property
     def learning_type(self) -> LearningType:
-        """Zero-shot: anomalib validates and tests, and does not train."""
-        return LearningType.ZERO_SHOT
+        """Zero- or few-shot: anomalib validates and tests, and does not train."""
+        return LearningType.FEW_SHOT if self.k_shot else LearningType.ZERO_SHOT
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -231,12 +299,19 @@ class ZeroShotMixin:
         """Export as ONNX; see anomalib. The text side is compiled in."""
         self.prepare()
         self._warm_up()
+        # torch's exporter writes opset 18; the conversion to anomalib's default of 14 fails, with a stack of frames.
+        kwargs.setdefault("opset_version", 18)
         return super().to_onnx(*args, **kwargs)  # type: ignore[misc]
+
+    def to_openvino(self, *args: object, **kwargs: object) -> Path:
+        """Export for OpenVINO; see anomalib."""
+        self.prepare()
+        return super().to_openvino(*args, **kwargs)  # type: ignore[misc]
 
     def _warm_up(self) -> None:
         """Run once, so that what depends on the image size alone is made outside the exported graph."""
         height, width = self.input_size or (self.model.backbone.image_size,) * 2  # type: ignore[attr-defined]
-        device = self.model.backbone.clip.logit_scale.device
+        device = self.model.backbone.device
         with torch.no_grad():
             self.model(torch.zeros(1, 3, height, width, device=device))
 
@@ -295,7 +370,7 @@ def _resolve_precision(precision: str, backbone: ClipBackbone) -> str:
     """``"auto"``: bf16 where the device multiplies it natively."""
     if precision != "auto":
         return precision
-    if backbone.clip.logit_scale.device.type == "cuda":
+    if backbone.device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
     return "bf16" if native else "float32"

@@ -8,9 +8,11 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anomalib_zsclip.clip import ClipBackbone, FeatureRequest
+from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.heads.base import Head, HeadOutput
+from anomalib_zsclip.heads.explanation import DefectNamer
+from anomalib_zsclip.heads.few_shot import FewShotMemory
 
 
 class ZeroShotModel(nn.Module):
@@ -20,46 +22,98 @@ class ZeroShotModel(nn.Module):
         backbone: The frozen CLIP.
         heads: The heads by name.
         weights: Weight of each head in the weighted mean of scores and maps. Default: all alike.
+        map_share: Share of the map's maximum in the image score, in [0, 1].
+        memory: Memory of normal patches; takes part once it is filled.
+        memory_share: Share of the memory's verdict in score and map, in [0, 1].
+        namer: Names the defects.
     """
 
     def __init__(
-        self, backbone: ClipBackbone, heads: Mapping[str, Head], weights: Mapping[str, float] | None = None
+        self,
+        backbone: ClipBackbone,
+        heads: Mapping[str, Head],
+        weights: Mapping[str, float] | None = None,
+        *,
+        map_share: float = 0.0,
+        memory: FewShotMemory | None = None,
+        memory_share: float = 0.5,
+        namer: DefectNamer | None = None,
     ) -> None:
         super().__init__()
         if not heads:
             msg = "A detector needs at least one head."
             raise ArgumentError(msg)
+        for name, share in (("map_share", map_share), ("memory_share", memory_share)):
+            if not 0 <= share <= 1:
+                msg = f"{name}={share} must be between 0 and 1."
+                raise ArgumentError(msg)
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
-        self.weights = dict.fromkeys(heads, 1.0) if weights is None else dict(weights)
-        unknown = sorted(self.weights.keys() - heads.keys())
-        if unknown or sum(self.weights.get(name, 0.0) for name in heads) <= 0 or min(self.weights.values()) < 0:
-            msg = f"weights={self.weights} must give weights >= 0, not all 0, to the heads {', '.join(heads)}."
-            raise ArgumentError(msg)
+        self.weights = _normalized(weights, list(heads))
+        self.map_share = map_share
+        self.memory = memory
+        self.memory_share = memory_share
+        self.namer = namer
 
     @property
     def request(self) -> FeatureRequest:
-        """Everything that the heads want from the one pass."""
+        """Everything that the heads and their companions want from the one pass."""
         request = FeatureRequest()
-        for head in self.heads.values():
-            request |= head.request(self.backbone)
+        for part in (*self.heads.values(), self.memory, self.namer):
+            if part is not None:
+                request |= part.request(self.backbone)
         return request
 
-    def head_outputs(self, images: Tensor) -> dict[str, HeadOutput]:
-        """Verdict of each head, from one pass of the image tower.
+    def features(self, images: Tensor) -> ImageFeatures:
+        """The one pass of the image tower over pre-processed images ``[B, 3, H, W]``."""
+        return self.backbone.forward_intermediates(images, self.request)
+
+    def head_outputs(self, features: ImageFeatures, size: tuple[int, int]) -> dict[str, HeadOutput]:
+        """Verdict of each head."""
+        return {name: head(features, self.backbone, size) for name, head in self.heads.items()}
+
+    def verdict(self, features: ImageFeatures, size: tuple[int, int], leave_out: int | None = None) -> InferenceBatch:
+        """Fuse the heads, and the memory of normal patches where there is one.
 
         Args:
-            images: Pre-processed images, ``[B, 3, H, W]``.
+            features: Result of the pass.
+            size: Height and width of the map.
+            leave_out: Image of the memory that does not count.
+
+        Returns:
+            Scores ``[B]`` and maps ``[B, H, W]``, both in [0, 1].
         """
-        size = (images.shape[-2], images.shape[-1])
-        features = self.backbone.forward_intermediates(images, self.request)
-        return {name: head(features, self.backbone, size) for name, head in self.heads.items()}
+        outputs = self.head_outputs(features, size)
+        anomaly_map = torch.stack([self.weights[name] * output.anomaly_map for name, output in outputs.items()]).sum(0)
+        score = torch.stack([self.weights[name] * output.score for name, output in outputs.items()]).sum(0)
+        if self.map_share:
+            score = (1 - self.map_share) * score + self.map_share * anomaly_map.amax(dim=(-2, -1))
+        if self.memory is not None and self.memory.is_filled:
+            distance_map = self.memory(features, self.backbone, size, leave_out)
+            anomaly_map = (1 - self.memory_share) * anomaly_map + self.memory_share * distance_map
+            score = (1 - self.memory_share) * score + self.memory_share * distance_map.amax(dim=(-2, -1))
+        # Rounding may leave [0, 1] by an ulp.
+        return InferenceBatch(pred_score=score.clamp(0, 1), anomaly_map=anomaly_map.clamp(0, 1))
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Score pre-processed images ``[B, 3, H, W]``: scores ``[B]`` and maps ``[B, H, W]``, both in [0, 1]."""
-        outputs = self.head_outputs(images)
-        total = sum(self.weights.get(name, 0.0) for name in outputs)
-        shares = {name: self.weights.get(name, 0.0) / total for name in outputs}
-        score = torch.stack([output.score * shares[name] for name, output in outputs.items()]).sum(dim=0)
-        anomaly_map = torch.stack([output.anomaly_map * shares[name] for name, output in outputs.items()]).sum(dim=0)
-        return InferenceBatch(pred_score=score, anomaly_map=anomaly_map)
+        return self.verdict(self.features(images), (images.shape[-2], images.shape[-1]))
+
+    def explain(self, images: Tensor) -> tuple[InferenceBatch, list[str] | None]:
+        """As ``forward``, and a text per image that names the defect, from the same pass."""
+        features = self.features(images)
+        verdict = self.verdict(features, (images.shape[-2], images.shape[-1]))
+        if self.namer is None:
+            return verdict, None
+        return verdict, self.namer.explain(features, self.backbone, verdict.anomaly_map)
+
+
+def _normalized(weights: Mapping[str, float] | None, names: list[str]) -> dict[str, float]:
+    """Weights of the heads, adding up to one."""
+    if weights is None:
+        return dict.fromkeys(names, 1 / len(names))
+    own = {name: float(weights.get(name, 0.0)) for name in names}
+    if min(own.values()) < 0 or sum(own.values()) <= 0:
+        msg = f"weights={dict(weights)} must give weights >= 0, not all 0, to the heads {', '.join(names)}."
+        raise ArgumentError(msg)
+    return {name: value / sum(own.values()) for name, value in own.items()}

@@ -17,9 +17,12 @@ from anomalib_zsclip.clip.loading import BUILTIN, shipped_head
 from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
 from anomalib_zsclip.heads.base import Head
+from anomalib_zsclip.heads.explanation import DEFECT_WORDS, DefectNamer
+from anomalib_zsclip.heads.few_shot import FewShotMemory
 from anomalib_zsclip.heads.random_word import RandomWordHead
 from anomalib_zsclip.heads.sdp import SdpHead
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
+from anomalib_zsclip.post_processing import MonotonePostProcessor
 
 from .zero_shot_mixin import ZeroShotMixin, read_backbone_arguments
 
@@ -42,6 +45,15 @@ class ZsClip(ZeroShotMixin, AnomalibModule):
         image_size: Side, or (height, width), that images are resized to. Default: native.
         precision: Of the towers' matrix products: ``"float32"``, ``"bf16"``, ``"fp16"`` or ``"auto"``.
         class_name: What the images show, for SDP's prompts. Default: the data module's category, else "object".
+        map_share: Share of the map's maximum in the image score, in [0, 1].
+        explain: Name the defect: a text such as ``"crack (0.61), scratch (0.22)"`` with each prediction.
+        defect_words: Words to name defects with.
+        k_shot: Number of normal images whose patches are remembered and compared with; 0 is pure zero-shot.
+        normal_dir: Folder of normal images, for ``k_shot`` and for the thresholds where there is no labelled validation
+            data. Default: the training images of the data module, if it has some.
+        normal_images: Most normal images that the thresholds are made from.
+        normal_quantile: Share of the normal images that shall stay below the threshold.
+        memory_share: Share of the few-shot comparison in score and map, in [0, 1].
         sdp_plus_checkpoint: Linear layers for the head ``sdp_plus``.
         anomaly_clip_checkpoint: Learned prompts for the head ``anomaly_clip``.
         random_word: Arguments of :class:`~anomalib_zsclip.heads.random_word.RandomWordHead`.
@@ -67,6 +79,14 @@ class ZsClip(ZeroShotMixin, AnomalibModule):
         image_size: int | tuple[int, int] | None = None,
         precision: str = "float32",
         class_name: str | None = None,
+        map_share: float = 0.0,
+        explain: bool = True,
+        defect_words: Sequence[str] = DEFECT_WORDS,
+        k_shot: int = 0,
+        normal_dir: str | Path | None = None,
+        normal_images: int = 32,
+        normal_quantile: float = 0.95,
+        memory_share: float = 0.5,
         sdp_plus_checkpoint: str | Path | None = None,
         anomaly_clip_checkpoint: str | Path | None = None,
         random_word: dict[str, Any] | None = None,
@@ -100,6 +120,12 @@ class ZsClip(ZeroShotMixin, AnomalibModule):
                 made[name].load_linear_layers(files[name])
             else:
                 made[name] = AnomalyClipHead(files[name], **(anomaly_clip or {}))
+        if k_shot < 0 or normal_images < 1:
+            msg = f"k_shot={k_shot} must not be negative, and normal_images={normal_images} must be at least 1."
+            raise ArgumentError(msg)
+        self.k_shot, self.normal_dir, self.normal_images = k_shot, normal_dir, normal_images
+        if post_processor is True:
+            self.post_processor = MonotonePostProcessor(normal_quantile)
         self.assemble(
             clip,
             made,
@@ -107,6 +133,10 @@ class ZsClip(ZeroShotMixin, AnomalibModule):
             precision=precision,
             pre_processor=pre_processor,
             class_name=class_name,
+            map_share=map_share,
+            memory=FewShotMemory() if k_shot else None,
+            memory_share=memory_share,
+            namer=DefectNamer(clip.embed_dim, defect_words) if explain else None,
             weights=None if weights is None else {_head_name(name): value for name, value in weights.items()},
         )
 

@@ -66,7 +66,7 @@ def read_ensemble(path: str | Path) -> Ensemble:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        msg = f"prompts={str(path)!r} cannot be read as a YAML file: {error}"
+        msg = f"prompts={str(path)!r} cannot be read as a YAML file (are its entries in quotation marks?): {error}"
         raise ArgumentError(msg) from error
     if not isinstance(content, dict) or set(content) != set(KEYS):
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__

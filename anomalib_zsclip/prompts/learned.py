@@ -1,4 +1,4 @@
-"""Learned object-agnostic prompts (AnomalyCLIP, ICLR 2024, sections 3.1 and 3.2) and the files that keep them."""
+"""Learned object-agnostic prompts (AnomalyCLIP, ICLR 2024, sections 3.2 and 3.3) and the files that keep them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning through anomalib's engine: the same losses with and without the cache, resumable, and honest about its data."""
+"""Learning through anomalib's engine: equal losses with and without the cache, resumable, honest on its data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from lightning.pytorch import Callback
 from anomalib_zsclip.data.zero_shot_transfer import ZeroShotTransfer
 from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.learning import TokenCache
-from tests.transfer_data import Detector, folder_without_masks, make_transfer, mvtec, transfer
+from tests.transfer_data import (
+    IMAGE_SIZE,
+    Detector,
+    folder_without_masks,
+    make_category,
+    make_transfer,
+    mvtec,
+    transfer,
+)
 
 CACHES = {"memory": {}, "file": {"cache_budget_gb": 0.0}, "none": {"token_cache": False}}
 HEADS = ["sdp+", "anomaly_clip"]
@@ -84,7 +92,14 @@ def test_cache_file_has_no_name_and_data_is_given_back(tmp_path: Path) -> None:
 def test_loss_and_its_parts_are_logged(tmp_path: Path) -> None:
     spy = Spy()
     learn(tmp_path, make_transfer(tmp_path), spy)
+    assert len(spy.metrics) == 2
     assert all({"train_loss", "train_focal", "train_dice"} <= metrics for metrics in spy.metrics)
+
+
+def test_metrics_of_the_target_are_logged_in_every_epoch(tmp_path: Path) -> None:
+    spy = Spy()
+    learn(tmp_path, make_transfer(tmp_path), spy)
+    assert all({"image_AUROC", "pixel_AUROC"} <= metrics for metrics in spy.metrics)
 
 
 @pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt])
@@ -133,6 +148,14 @@ def test_checkpoint_names_its_data_and_holds_what_was_learned_alone(tmp_path: Pa
         torch.testing.assert_close(loaded.eval()(images).anomaly_map, model.eval()(images).anomaly_map)
 
 
+def test_learning_on_from_a_checkpoint_adds_the_new_data_to_the_old(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="model")
+    learn(tmp_path, make_transfer(tmp_path, all_categories=False), keep, epochs=1)
+    model = Detector.load_from_checkpoint(tmp_path / "kept" / "model.ckpt")
+    make_engine(tmp_path).fit(model, datamodule=make_transfer(tmp_path))
+    assert [part["category"] for part in model.learned_from] == ["cup", "metal_nut"]
+
+
 def test_learned_head_finds_the_defects_of_the_target(tmp_path: Path) -> None:
     datamodule = make_transfer(tmp_path)
     model = Detector(epochs=15)
@@ -144,8 +167,6 @@ def test_learned_head_finds_the_defects_of_the_target(tmp_path: Path) -> None:
 
 def test_images_of_odd_mask_sizes_reach_the_loss_at_the_models_size(tmp_path: Path) -> None:
     target = make_transfer(tmp_path).target
-    from tests.transfer_data import IMAGE_SIZE, make_category
-
     make_category(tmp_path / "odd", "cup", size=(40, 60), mask_size=(80, 20), mask_value=3)
 
     class Masks(Callback):
@@ -158,7 +179,9 @@ def test_images_of_odd_mask_sizes_reach_the_loss_at_the_models_size(tmp_path: Pa
 
 def test_data_with_normal_training_images_alone_is_refused_with_a_way_out(tmp_path: Path) -> None:
     make_transfer(tmp_path)
-    with pytest.raises(ArgumentError, match=r"(?s)training images of MVTecAD are all normal.*ZeroShotTransfer.*auxiliary:"):
+    with pytest.raises(
+        ArgumentError, match=r"(?s)training images of MVTecAD are all normal.*ZeroShotTransfer.*auxiliary:"
+    ):
         make_engine(tmp_path).fit(Detector(), datamodule=mvtec(tmp_path / "target", "plate"))
 
 

@@ -1,4 +1,4 @@
-"""ZeroShotTransfer trains on labelled auxiliary data and tests on another data set, and refuses what is not zero-shot."""
+"""ZeroShotTransfer trains on labelled auxiliary data, tests on other data, and refuses what is not zero-shot."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from anomalib.data import AnomalibDataModule
+from anomalib.data.datamodules.image.autovi import AutoVI
 from torchvision.transforms.v2 import CenterCrop
 
+from anomalib_zsclip.data.synthetic_defects import CATEGORIES, SyntheticDefects
 from anomalib_zsclip.data.zero_shot_transfer import EpochSampler
 from anomalib_zsclip.errors import ArgumentError, ImageReadError
 from tests.transfer_data import folder_without_masks, make_category, make_transfer, mvtec, transfer
@@ -46,6 +48,26 @@ def test_several_auxiliary_modules_are_joined(tmp_path: Path) -> None:
         ("metal_nut", 6),
         ("gear", 3),
     ]
+
+
+def test_all_synthetic_categories_are_made_and_joined(tmp_path: Path) -> None:
+    make_category(tmp_path / "target", "plate")
+    auxiliary = SyntheticDefects("nut", 32, num_train=1, num_test_good=1, num_test_per_defect=1, root=tmp_path / "made")
+    datamodule = transfer(auxiliary, mvtec(tmp_path / "target", "plate"))
+    datamodule.prepare_data()
+    datamodule.setup()
+    assert [part["category"] for part in datamodule.auxiliary_description] == list(CATEGORIES)
+    assert {part["images"] for part in datamodule.auxiliary_description} == {6}
+
+
+def test_published_data_that_is_not_there_yet_is_prepared_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_category(tmp_path / "target", "plate")
+    prepared = []
+    monkeypatch.setattr(AutoVI, "prepare_data", lambda self: prepared.append(self.category))
+    transfer(AutoVI(tmp_path / "auto"), mvtec(tmp_path / "target", "plate")).prepare_data()
+    assert len(prepared) == len(set(prepared)) == 6
 
 
 def test_given_modules_are_left_as_they_are(tmp_path: Path) -> None:

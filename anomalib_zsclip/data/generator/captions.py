@@ -93,6 +93,19 @@ ANOMALOUS_STATES = (
     "{} with imperfection",
 )
 
+#: What a kind of defect is called after "with" and "without".
+KIND_WORDS = {
+    "scratch": ("scratch", "scratches"), "crack": ("crack", "cracks"), "hole": ("hole", "holes"),
+    "blowhole": ("blowhole", "pores"), "stain": ("stain", "stains"), "dent": ("dent", "dents"),
+    "missing": ("missing part",), "break": ("break", "chipping"), "contamination": ("contamination", "dirt"),
+    "colour": ("color spot", "discoloration"), "bent": ("bend", "deformation"), "cut": ("cut", "cuts"),
+    "thread": ("thread", "hair"), "misprint": ("misprint", "print error"), "fray": ("fray", "wear"),
+    "uneven": ("unevenness", "uneven area"), "scuff": ("abrasion", "scuff"), "rust": ("rust", "corrosion"),
+    "patch": ("foreign material", "patch"), "smear": ("smear", "smudge"), "distortion": ("distortion", "deformation"),
+    "line": ("line", "stripe"), "bubble": ("bubble", "blister"), "fold": ("fold", "wrinkle"),
+    "glue": ("glue", "liquid"), "burn": ("burn", "burn mark"),
+}  # fmt: skip
+
 GENERIC_NOUNS = ("object", "object", "object", "item", "product", "part", "thing", "surface", "texture", "material", "piece")
 
 #: Nouns of no particular family: a caption's state must be understood whatever is named.
@@ -133,8 +146,13 @@ def caption(rng: Rng, noun: str, phrases: tuple[str, ...]) -> str:
     return template(rng).format(str(rng.choice(phrases)).format(noun))
 
 
-def state_pair(rng: Rng, noun: str) -> tuple[str, str]:
-    """A normal and an anomalous caption that differ in the state alone."""
+def state_pair(rng: Rng, noun: str, kind: str | None = None) -> tuple[str, str]:
+    """A normal and an anomalous caption that differ in the state alone: of any defect, or of the named ``kind``."""
     frame = template(rng)
+    if kind is not None:
+        word = str(rng.choice(KIND_WORDS[kind]))
+        without = str(rng.choice(("{} without ", "{} without ", "{} without any ", "{} with no "))) + word
+        having = str(rng.choice(("{} with ", "{} with a ", "{} that has a "))) + word
+        return frame.format(without.format(noun)), frame.format(having.format(noun))
     normal, anomalous = str(rng.choice(NORMAL_STATES)), str(rng.choice(ANOMALOUS_STATES))
     return frame.format(normal.format(noun)), frame.format(anomalous.format(noun))

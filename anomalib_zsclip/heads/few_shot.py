@@ -1,0 +1,108 @@
+"""A memory of normal patches, for when a few normal images are at hand (WinCLIP+, APRIL-GAN)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
+from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.maps import enlarge_and_smooth, tokens_to_grid
+
+MOST_COMPARISONS = 2**25
+"""Patches times memory entries that are compared at a time, which bounds the memory."""
+
+
+class FewShotMemory(nn.Module):
+    """Compares patches with those of a few normal images (WinCLIP, arXiv 2303.14814, section 4.3).
+
+    The distance of a patch is one minus its cosine to the nearest patch of the memory, averaged over some blocks of the
+    tower. It becomes a probability by ``d^2 / (d^2 + r^2)``, where ``r`` is the distance that almost no patch of the
+    normal images themselves exceeds, each compared with the *other* images of the memory.
+
+    Args:
+        layers: Blocks whose tokens are compared. Default: the middle of the tower and its third quarter.
+        quantile: Share of the normal patches whose distance is below ``r``.
+        sigma: Gaussian smoothing of the map in pixels.
+    """
+
+    memory: Tensor
+    reference: Tensor
+
+    def __init__(self, layers: Sequence[int] | None = None, quantile: float = 0.99, sigma: float = 4.0) -> None:
+        super().__init__()
+        if not 0 < quantile < 1:
+            msg = f"few_shot quantile={quantile} must be between 0 and 1."
+            raise ArgumentError(msg)
+        self.layers = None if layers is None else tuple(layers)
+        self.quantile = quantile
+        self.sigma = sigma
+        self.register_buffer("memory", torch.empty(0))  # [layers, images, L, W], unit vectors
+        self.register_buffer("reference", torch.tensor(1.0))
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether there are normal images in the memory."""
+        return self.memory.numel() > 0
+
+    def blocks(self, backbone: ClipBackbone) -> list[int]:
+        """Blocks whose tokens are compared."""
+        depth = backbone.layers
+        return sorted(set(self.layers or (max(1, depth // 2), max(1, 3 * depth // 4))))
+
+    def request(self, backbone: ClipBackbone) -> FeatureRequest:
+        """Ordinary tokens of the blocks."""
+        return FeatureRequest.of(tokens=self.blocks(backbone))
+
+    @torch.no_grad()
+    def fill(self, batches: Iterable[ImageFeatures], backbone: ClipBackbone) -> None:
+        """Remember the patches of normal images, and find the reference distance.
+
+        Args:
+            batches: Features of the normal images, of one size.
+            backbone: The frozen CLIP.
+        """
+        self.memory = torch.cat([self._patches(features, backbone) for features in batches], dim=1)
+        images = self.memory.shape[1]
+        within = images == 1  # One image alone can only be compared with its own other patches.
+        distances = torch.stack(
+            [self._distances(self.memory[:, index : index + 1], leave_out=index, within=within) for index in range(images)]
+        )
+        self.reference = torch.quantile(distances.flatten(), self.quantile).clamp(min=1e-4)
+
+    def forward(
+        self, features: ImageFeatures, backbone: ClipBackbone, size: tuple[int, int], leave_out: int | None = None
+    ) -> Tensor:
+        """Probability of anomalous per pixel, ``[B, H, W]``.
+
+        Args:
+            features: Result of the pass.
+            backbone: The frozen CLIP.
+            size: Height and width of the map.
+            leave_out: Image of the memory that does not count.
+        """
+        squared = self._distances(self._patches(features, backbone), leave_out) ** 2  # [B, L]
+        probabilities = squared / (squared + self.reference**2)
+        return enlarge_and_smooth(tokens_to_grid(probabilities, features.grid), size, self.sigma).clamp(0, 1)
+
+    def _patches(self, features: ImageFeatures, backbone: ClipBackbone) -> Tensor:
+        """Unit patch tokens ``[layers, B, L, W]``."""
+        return torch.stack([F.normalize(features.tokens[block][:, 1:], dim=-1) for block in self.blocks(backbone)])
+
+    def _distances(self, patches: Tensor, leave_out: int | None = None, *, within: bool = False) -> Tensor:
+        """Distance ``[B, L]`` to the nearest patch of the memory; ``within`` leaves out the patch itself instead."""
+        memory = self.memory
+        if leave_out is not None and not within:
+            memory = torch.cat([memory[:, :leave_out], memory[:, leave_out + 1 :]], dim=1)
+        flat = memory.flatten(1, 2).transpose(1, 2)  # [layers, W, M]
+        step = max(1, MOST_COMPARISONS // max(1, patches.shape[2] * flat.shape[2]))
+        rows = []
+        for chunk in patches.split(step, dim=1):
+            cosines = chunk @ flat.unsqueeze(1)  # [layers, b, L, M]
+            if within:
+                cosines = cosines - 2 * torch.eye(cosines.shape[-1], device=cosines.device)
+            rows.append((1 - cosines.amax(dim=-1)).clamp(min=0).mean(dim=0))
+        return torch.cat(rows)

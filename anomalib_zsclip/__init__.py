@@ -1,7 +1,7 @@
 """CLIP-based zero-shot anomaly detection for anomalib 2.x. Importing it registers its models with anomalib."""
 
 from .clip import ClipBackbone
-from .data import ZeroShotTransfer
+from .data import SyntheticDefects, ZeroShotTransfer
 from .models import AnomalyClip, ClipAd, RandomWordClip, ZsClip
 from .plugin import register
 
@@ -12,6 +12,7 @@ __all__ = [
     "ClipAd",
     "ClipBackbone",
     "RandomWordClip",
+    "SyntheticDefects",
     "ZeroShotTransfer",
     "ZsClip",
 ]

@@ -25,7 +25,7 @@ def register() -> None:
         setattr(anomalib_models, name, getattr(models, name))
     for name in data.__all__:
         setattr(anomalib_data, name, getattr(data, name))
-    anomalib_models.ALLOWED_MODULES.update({"anomalib_zsclip", "anomalib_zsclip.models"})
+    anomalib_models.ALLOWED_MODULES.update({"anomalib_zsclip", "anomalib_zsclip.comparison", "anomalib_zsclip.models"})
     _show_own_errors_plainly()
 
 

@@ -51,11 +51,14 @@ def resize_antialiased(images: Tensor, size: tuple[int, ...]) -> Tensor:
 
 def _bicubic_matrix(source: int, target: int, like: Tensor) -> Tensor:
     """Matrix ``[target, source]`` of an antialiased bicubic resize along one axis."""
-    scale = torch.ones(1, device=like.device) * source / target
-    centers = (torch.arange(target, device=like.device) + 0.5) * scale
-    positions = torch.arange(source, device=like.device) + 0.5
+    # The distance of each source pixel from each target pixel, in whole numbers up to the one division: OpenVINO
+    # computes floats in bfloat16 where the machine can, which has too few digits for positions.
+    sources = 2 * torch.arange(source, device=like.device) + 1
+    targets = 2 * torch.arange(target, device=like.device) + 1
+    distances = (sources[None, :] * target - targets[:, None] * source).abs()
     # Keys' kernel with a = -0.5, as wide as a target pixel where the image shrinks.
-    x = ((positions[None, :] - centers[:, None]) / scale.clamp(min=1)).abs()
+    widths = 2 * (torch.ones_like(targets[:1]) * source).clamp(min=target)
+    x = distances.float() / widths.float()
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -11,6 +12,7 @@ from anomalib.visualization import Visualizer
 from torch import nn
 
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
+from anomalib_zsclip.heads.base import LearnableHead
 from anomalib_zsclip.learning import LearningMixin
 
 from .zero_shot_mixin import ZeroShotMixin, read_backbone_arguments
@@ -94,7 +96,6 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):
         )
         if image_size is None and (clip.image_size, clip.patch_size) == (336, 14):
             image_size = PAPER_SIZE
-        self.learning_head = head
         self.learn, self.epochs = learn, epochs
         self.token_cache, self.cache_budget_gb = token_cache, cache_budget_gb
         self.assemble(
@@ -104,3 +105,8 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):
             precision=precision,
             pre_processor=pre_processor,
         )
+
+    @property
+    def learning_head(self) -> LearnableHead:
+        """The head that ``fit`` teaches."""
+        return cast("LearnableHead", self.model.heads["anomaly_clip"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -13,7 +13,7 @@ from torch import nn
 
 from anomalib_zsclip.clip.loading import BUILTIN, shipped_head
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
-from anomalib_zsclip.heads.base import Head
+from anomalib_zsclip.heads.base import Head, LearnableHead
 from anomalib_zsclip.heads.sdp import SdpHead
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.learning import LearningMixin
@@ -94,7 +94,7 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):
             msg = "variant='sdp' has nothing to learn or to load: use variant='sdp+' with learn=True or checkpoint=."
             raise ArgumentError(msg)
         clip = read_backbone_arguments(backbone, pretrained, BACKBONE, "bicubic")
-        head: Head = SdpHead(
+        sdp = SdpHead(
             clip,
             layers=layers,
             sigma=sigma,
@@ -105,13 +105,13 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):
             image_score=image_score,
             text_cache=text_cache,
         )
+        head: Head = sdp
         if variant == "sdp+":
-            head = SdpPlusHead(head, clip, learning_rate=learning_rate)
+            head = plus = SdpPlusHead(sdp, clip, learning_rate=learning_rate)
             if checkpoint is None and not learn and clip.name == BUILTIN:
                 checkpoint = shipped_head("sdp_plus.safetensors")
             if checkpoint is not None:
-                head.load_linear_layers(checkpoint)
-            self.learning_head = head
+                plus.load_linear_layers(checkpoint)
         self.learn, self.epochs = learn, epochs
         self.token_cache, self.cache_budget_gb = token_cache, cache_budget_gb
         self.assemble(
@@ -134,3 +134,8 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):
             )
             raise CheckpointError(msg)
         super().prepare(trainer)
+
+    @property
+    def learning_head(self) -> LearnableHead:
+        """The head that ``fit`` teaches."""
+        return cast("LearnableHead", self.model.heads["sdp_plus"])

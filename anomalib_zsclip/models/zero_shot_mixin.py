@@ -23,6 +23,7 @@ from anomalib_zsclip.errors import ArgumentError, CheckpointError, ImageReadErro
 from anomalib_zsclip.heads.base import Head
 from anomalib_zsclip.post_processing import NO_DATA, MonotonePostProcessor
 from anomalib_zsclip.pre_processing import ClipPreProcessor
+from anomalib_zsclip.predictions_file import PredictionsFile
 from anomalib_zsclip.visualization import FixedScaleVisualizer
 
 from .normal_images import find_normal_images, load_batches, pick
@@ -213,8 +214,8 @@ class ZeroShotMixin:
         return None
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """anomalib's callbacks, and the one that names unreadable images."""
-        return [*super().configure_callbacks(), UnreadableImages()]  # type: ignore[misc]
+        """anomalib's callbacks, the one that names unreadable images, and the one that writes the table of scores."""
+        return [*super().configure_callbacks(), UnreadableImages(), PredictionsFile()]  # type: ignore[misc]
 
     @property
     def learning_type(self) -> LearningType:

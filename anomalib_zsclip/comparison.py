@@ -1,0 +1,154 @@
+"""Models in one form for ``anomalib benchmark``, so that a table compares like with like.
+
+``anomalib benchmark`` writes one table of all its jobs. That works only where all of them have the same columns: the same
+arguments by name, and the same metrics. :func:`comparable` gives any model of anomalib this form; it stands in a
+configuration where a class would:
+
+.. code-block:: yaml
+
+    model:
+      grid:
+        - class_path: anomalib_zsclip.comparison.comparable
+          init_args: {model: ZsClip, arguments: [backbone: builtin]}
+        - class_path: anomalib_zsclip.comparison.comparable
+          init_args: {model: Patchcore, arguments: [pre_trained: false]}
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib import models as anomalib_models
+from anomalib.metrics import Evaluator
+from anomalib.models import WinClip
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from lightning.pytorch import LightningModule, Trainer
+from omegaconf import OmegaConf
+
+from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.models.zero_shot_mixin import ZeroShotMixin
+
+
+def comparable(model: str, arguments: Iterable[Mapping[str, Any]] = ()) -> AnomalibModule:
+    """Make a model for a comparison.
+
+    It has the metrics of the zero-shot papers and the cost of the test among them, and draws no pictures. Models of
+    anomalib do without normalisation of scores: theirs clamps before the metrics are computed, which changes them. Ours
+    is strictly monotone and stays.
+
+    Args:
+        model: Name of a model class of anomalib or of this package, for example ``"Patchcore"``.
+        arguments: Its arguments as mappings that are merged. A list, since anomalib would make a column of each key of
+            a mapping, and models with different arguments would not fit in one table.
+
+    Raises:
+        ArgumentError: If there is no such model, or it does not take the arguments.
+    """
+    cls = getattr(anomalib_models, model, None)
+    if not (isinstance(cls, type) and issubclass(cls, AnomalibModule)):
+        msg = f"model={model!r} must be the name of a model class of anomalib, for example 'ZsClip' or 'Patchcore'."
+        raise ArgumentError(msg)
+    merged: dict[str, Any] = {}
+    for part in OmegaConf.to_container(OmegaConf.create(list(arguments))):  # type: ignore[union-attr]
+        if not isinstance(part, dict):
+            msg = f"arguments of {model}: {part!r} must be a mapping, as in 'arguments: [backbone: builtin]'."
+            raise ArgumentError(msg)
+        merged.update(part)
+    components: dict[str, Any] = {"evaluator": CostEvaluator(), "visualizer": False}
+    if not issubclass(cls, ZeroShotMixin):
+        components["post_processor"] = PostProcessor(enable_normalization=False)
+    cls = WinClipInBenchmark if cls is WinClip else cls
+    try:
+        return cls(**components, **merged)
+    except TypeError as error:
+        msg = f"arguments of {model}: {error}."
+        raise ArgumentError(msg) from error
+
+
+class CostEvaluator(Evaluator):
+    """Metrics of the zero-shot papers, and what the test costs.
+
+    ``milliseconds_per_image`` is the time of the model in the batches of the test, from pre-processed images to
+    thresholded maps, without the first batch where there are several. ``peak_memory_mb`` is the largest memory during
+    the test: of the GPU that the model is on, else of the whole process, Python and libraries included (Linux only).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(test_metrics=list(ZeroShotMixin.configure_evaluator().test_metrics))  # type: ignore[arg-type]
+        self._batches: list[tuple[float, int]] = []  # seconds, images
+        self._start = 0.0
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start to count."""
+        del trainer
+        self._batches = []
+        _reset_peak_memory(pl_module.device)
+
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        """Start the clock, after the pre-processor."""
+        del trainer, args
+        _synchronize(pl_module.device)
+        self._start = time.perf_counter()
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401
+        """Stop the clock, after the post-processor, and update the metrics."""
+        _synchronize(pl_module.device)
+        self._batches.append((time.perf_counter() - self._start, len(args[1].image)))
+        super().on_test_batch_end(trainer, pl_module, *args)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the cost before the metrics are computed, which takes memory of its own."""
+        batches = self._batches[1:] or self._batches
+        seconds, images = (sum(values) for values in zip(*batches, strict=True))
+        pl_module.log("milliseconds_per_image", 1000 * seconds / images)
+        pl_module.log("peak_memory_mb", _peak_memory(pl_module.device) / 2**20)
+        super().on_test_epoch_end(trainer, pl_module)
+
+
+class WinClipInBenchmark(WinClip):
+    """anomalib's WinCLIP where ``anomalib benchmark`` does not break it.
+
+    The benchmark validates zero-shot models once without a data module. WinCLIP then fails for want of validation data,
+    and would take "object" for its class name.
+    """
+
+    def setup(self, stage: str) -> None:
+        """Wait for the data module, which knows the category."""
+        if self.trainer.datamodule is not None:
+            super().setup(stage)
+
+    def val_dataloader(self) -> list[object]:
+        """No data of the model's own; a data module's goes first."""
+        return []
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _reset_peak_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the high-water mark to the present size
+    except OSError:
+        pass
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Bytes; not a number where the system does not tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    return 1024.0 * int(found[1]) if found else float("nan")

@@ -1,0 +1,111 @@
+"""A table of all scores beside the pictures."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+COLUMNS = ("path", "pred_score", "pred_label", "explanation")
+
+
+class PredictionsFile(Callback):
+    """Writes path, score, label (1 for anomalous) and explanation of every image to ``predictions.csv``.
+
+    The file lies in the trainer's root folder, beside ``images``. It grows batch by batch, so that it is whole up to the
+    last batch where a run is interrupted. Of several processes each writes its own: the first ``predictions.csv``, the
+    others ``predictions_rank1.csv`` and so on.
+
+    Python code gets all predictions, with maps and images, from ``Engine.predict``, which keeps them in memory. The
+    ``anomalib`` command has nobody to give them to, so there they are dropped, and memory does not grow with a folder.
+    """
+
+    def __init__(self) -> None:
+        self._file: TextIO | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start a new file."""
+        del pl_module
+        self._open(trainer)
+        if Path(sys.argv[0]).stem == "anomalib":
+            trainer.predict_loop.return_predictions = False
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start a new file."""
+        del pl_module
+        self._open(trainer)
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:  # noqa: ANN401
+        """Write a batch, after the post-processor."""
+        del trainer, pl_module, args
+        self._write(outputs)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:  # noqa: ANN401
+        """Write a batch, after the post-processor."""
+        del trainer, pl_module, args
+        self._write(outputs)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Close the file."""
+        del trainer, pl_module, stage
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the file."""
+        del trainer, pl_module, exception
+        self._close()
+
+    def _open(self, trainer: Trainer) -> None:
+        self._close()
+        rank = trainer.global_rank
+        path = Path(trainer.default_root_dir) / (f"predictions_rank{rank}.csv" if rank else "predictions.csv")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # File names need not be valid Unicode.
+        self._file = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        csv.writer(self._file).writerow(COLUMNS)
+        self._file.flush()
+
+    def _write(self, batch: Any) -> None:  # noqa: ANN401
+        if self._file is None:
+            return
+        csv.writer(self._file).writerows(rows(batch))
+        self._file.flush()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+
+def rows(batch: Any) -> list[tuple[str, str, str, str]]:  # noqa: ANN401
+    """Rows of a batch of anomalib, as text."""
+    scores = [f"{score:.6f}" for score in _flat(batch.pred_score)]
+    labels = ["" if batch.pred_label is None else str(int(label)) for label in _flat(batch.pred_label, len(scores))]
+    paths = batch.image_path if batch.image_path is not None else [""] * len(scores)
+    explanations = getattr(batch, "explanation", None) or [""] * len(scores)
+    if isinstance(paths, str):
+        paths, explanations = [paths], [explanations]
+    return [
+        (_harmless_path(path), score, label, _harmless_text(explanation))
+        for path, score, label, explanation in zip(paths, scores, labels, explanations, strict=True)
+    ]
+
+
+def _flat(values: torch.Tensor | None, count: int = 0) -> Sequence[float]:
+    return [0.0] * count if values is None else values.detach().float().flatten().tolist()
+
+
+def _harmless_path(path: str | Path) -> str:
+    # A spreadsheet would run a cell that starts like this as a formula; with "./" it is the same file and plain text.
+    text = str(path)
+    return f"./{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def _harmless_text(text: str | None) -> str:
+    text = text or ""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

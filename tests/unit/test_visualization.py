@@ -1,0 +1,59 @@
+"""Pictures: one colour scale for all images; a good part stays cold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import ImageBatch, ImageItem
+from PIL import Image
+
+from anomalib_zsclip.visualization import FixedScaleVisualizer
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "part.png"
+    Image.fromarray(np.full((60, 80), 120, dtype=np.uint8)).save(path)
+    return path
+
+
+def heat_panel(photo: Path, values: torch.Tensor) -> np.ndarray:
+    item = ImageItem(image=torch.zeros(3, 32, 32), image_path=str(photo), anomaly_map=values)
+    strip = np.asarray(FixedScaleVisualizer(field_size=(64, 64)).visualize(item)).astype(int)
+    return strip[24:64, 64:128]  # below the title
+
+
+def test_a_good_part_keeps_its_own_colours(photo: Path) -> None:
+    values = torch.rand(32, 32) * 0.05 + 0.2  # nothing there, but one pixel has to be the highest
+    assert np.abs(heat_panel(photo, values) - 120).max() <= 1
+
+
+def test_a_defect_glows_red_and_nothing_else_does(photo: Path) -> None:
+    values = torch.full((32, 32), 0.2)
+    values[16:28, 16:28] = 0.95
+    panel = heat_panel(photo, values)
+    inside, outside = panel[16:28, 40:50], panel[0:4, 0:20]
+    assert (inside[..., 0] > inside[..., 2] + 60).all()
+    assert np.abs(outside - 120).max() <= 1
+
+
+def test_the_same_value_has_the_same_colour_in_every_picture(photo: Path) -> None:
+    alone = torch.full((32, 32), 0.2)
+    alone[16:28, 16:28] = 0.7
+    beside = alone.clone()
+    beside[16:28, 0:6] = 1.0
+    assert np.array_equal(heat_panel(photo, alone)[20, 44], heat_panel(photo, beside)[20, 44])
+
+
+def test_items_without_masks_labels_and_files_can_be_drawn() -> None:
+    visualizer = FixedScaleVisualizer()
+    batch = ImageBatch(image=torch.rand(2, 3, 32, 32), anomaly_map=torch.rand(2, 32, 32))
+    assert [image.size for image in visualizer.visualize(batch)] == [(512, 280)] * 2
+    assert visualizer.visualize(ImageBatch(image=torch.rand(1, 3, 32, 32))).size == (256, 280)
+
+
+def test_values_that_are_no_numbers_do_not_break_the_picture(photo: Path) -> None:
+    heat_panel(photo, torch.full((32, 32), torch.nan))

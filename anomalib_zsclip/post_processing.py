@@ -55,18 +55,23 @@ class MonotonePostProcessor(PostProcessor):
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
         return (*super()._checkpoint_config_keys, "normal_quantile")
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: Any, **kwargs: Any  # noqa: ANN401
+    def on_validation_batch_end(  # type: ignore[override]
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Batch,
+        *args: Any,
+        **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Collect what thresholds and ranges are made of."""
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
-        labels = outputs.gt_label
-        if labels is None:
+        labels, scores, maps = outputs.gt_label, outputs.pred_score, outputs.anomaly_map
+        if labels is None or scores is None or maps is None:
             return
         self._saw_anomalies |= bool(labels.any())
         normal = ~labels.bool()
-        self._normal_scores.append(outputs.pred_score[normal].detach().cpu())
-        self._normal_peaks.append(outputs.anomaly_map[normal].detach().flatten(1).amax(dim=1).cpu())
+        self._normal_scores.append(scores[normal].detach().cpu())
+        self._normal_peaks.append(maps[normal].detach().flatten(1).amax(dim=1).cpu())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide from labelled anomalies where there are some, else from the normal images."""

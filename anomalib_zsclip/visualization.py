@@ -108,7 +108,7 @@ class FixedScaleVisualizer(ImageVisualizer):
                 category=getattr(datamodule, "category", None),
             )
             # The fastest compression: the smallest would take longer than a small model's inference.
-            options = {"compress_level": 1} if filename.suffix.lower() == ".png" else {}
+            options: dict[str, Any] = {"compress_level": 1} if filename.suffix.lower() == ".png" else {}
             self.draw(item).save(filename, **options)
 
 

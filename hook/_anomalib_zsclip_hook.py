@@ -13,7 +13,7 @@ class _AfterAnomalibModels:
     """Finder that lets others find ``anomalib.models`` and runs the registration once its code has run."""
 
     @staticmethod
-    def find_spec(name, path=None, target=None):  # noqa: ANN001, ANN205, D102 - importlib's protocol, no typing import
+    def find_spec(name, path=None, target=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         if name != "anomalib.models":
             return None
         sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not _AfterAnomalibModels]
@@ -26,14 +26,14 @@ class _AfterAnomalibModels:
             return None
         loader, run = spec.loader, spec.loader.exec_module
 
-        def run_and_register(module):  # noqa: ANN001, ANN202
+        def run_and_register(module):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
             del loader.exec_module
             run(module)
             if "anomalib_zsclip" in sys.modules:
                 return  # it is being imported and registers itself
             try:
                 import anomalib_zsclip  # noqa: F401
-            except Exception as error:  # noqa: BLE001 - a broken plugin must not break anomalib
+            except Exception as error:
                 sys.stderr.write(f"anomalib-zsclip could not be loaded ({type(error).__name__}: {error})\n")
 
         loader.exec_module = run_and_register

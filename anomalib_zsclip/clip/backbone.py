@@ -21,10 +21,11 @@ from . import loading
 from .image_tower import (
     FeatureRequest,
     ImageFeatures,
+    OpenClipModule,
     forward_image_tower,
     project_tokens,
-    run_blocks,
     resize_positional_embedding,
+    run_blocks,
 )
 from .text_tower import forward_text_tower
 
@@ -84,7 +85,7 @@ class ClipBackbone(nn.Module):
         if position_mode not in POSITION_MODES:
             msg = f"position_mode={position_mode!r} must be one of {', '.join(POSITION_MODES)}."
             raise ArgumentError(msg)
-        self.clip = model.eval().requires_grad_(requires_grad=False)
+        self.clip: OpenClipModule = model.eval().requires_grad_(requires_grad=False)
         self.name = name
         self.pretrained = pretrained
         self.mean = tuple(mean)
@@ -174,7 +175,9 @@ class ClipBackbone(nn.Module):
         """
         tensors = {key: torch.as_tensor(value).float() for key, value in state_dict.items()}
         config = loading.infer_config(tensors, quick_gelu, heads)
-        return cls(loading.build_model(config, tensors, "The state dict"), name, pretrained, position_mode=position_mode)
+        return cls(
+            loading.build_model(config, tensors, "The state dict"), name, pretrained, position_mode=position_mode
+        )
 
     @property
     def identity(self) -> BackboneIdentity:

@@ -14,10 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+OpenClipModule = Any
+"""A module of open_clip, which has no types: its parameters are read by their names."""
 
 BlockRange = tuple[int, int]
 """First and last block of a sum of value-value outputs, both included, counted from 1."""
@@ -95,7 +99,7 @@ class FeatureRequest:
 
 
 def forward_image_tower(
-    visual: nn.Module,
+    visual: OpenClipModule,
     images: Tensor,
     positional_embedding: Tensor,
     request: FeatureRequest,
@@ -120,7 +124,9 @@ def forward_image_tower(
     return features
 
 
-def embed_patches(visual: nn.Module, images: Tensor, positional_embedding: Tensor) -> tuple[Tensor, tuple[int, int]]:
+def embed_patches(
+    visual: OpenClipModule, images: Tensor, positional_embedding: Tensor
+) -> tuple[Tensor, tuple[int, int]]:
     """Tokens that enter the first block, class token first, ``[B, 1 + L, W]``, and the patch grid."""
     dtype = visual.conv1.weight.dtype
     patches = F.conv2d(images.to(dtype), visual.conv1.weight, stride=visual.conv1.stride).float()  # [B, W, h, w]
@@ -132,7 +138,7 @@ def embed_patches(visual: nn.Module, images: Tensor, positional_embedding: Tenso
     return stream, (patches.shape[-2], patches.shape[-1])
 
 
-def run_blocks(visual: nn.Module, stream: Tensor, request: FeatureRequest) -> ImageFeatures:
+def run_blocks(visual: OpenClipModule, stream: Tensor, request: FeatureRequest) -> ImageFeatures:
     """Run all blocks on the tokens ``[B, N, W]``, the class token first, and collect what ``request`` names."""
     dtype = visual.conv1.weight.dtype
     blocks = visual.transformer.resblocks
@@ -163,7 +169,7 @@ def run_blocks(visual: nn.Module, stream: Tensor, request: FeatureRequest) -> Im
     return features
 
 
-def project_tokens(visual: nn.Module, tokens: Tensor, *, normalize_first: bool = True) -> Tensor:
+def project_tokens(visual: OpenClipModule, tokens: Tensor, *, normalize_first: bool = True) -> Tensor:
     """Map tokens ``[..., W]`` to the joint space ``[..., E]`` as CLIP maps its class token: ``ln_post``, then ``proj``.
 
     AnomalyCLIP's image embedding leaves ``ln_post`` out (``normalize_first=False``).

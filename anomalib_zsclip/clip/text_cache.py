@@ -75,4 +75,6 @@ def _write(path: Path, embeddings: Tensor) -> None:
     except (OSError, SafetensorError) as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        logger.warning("Text embeddings cannot be cached in %s (%s); they are computed at every start.", path.parent, error)
+        logger.warning(
+            "Text embeddings cannot be cached in %s (%s); they are computed at every start.", path.parent, error
+        )

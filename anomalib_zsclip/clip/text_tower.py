@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .image_tower import attend, layer_norm, project_heads
+from .image_tower import OpenClipModule, attend, layer_norm, project_heads
 
 
 def forward_text_tower(
-    text: nn.Module,
+    text: OpenClipModule,
     embeddings: Tensor,
     end_positions: Tensor,
     deep_prompts: Sequence[Tensor] = (),

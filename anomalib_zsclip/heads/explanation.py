@@ -33,11 +33,13 @@ class DefectNamer(nn.Module):
 
     text_features: Tensor
 
-    def __init__(
-        self, embed_dim: int, words: Sequence[str] = DEFECT_WORDS, share: float = 0.02, top: int = 2
-    ) -> None:
+    def __init__(self, embed_dim: int, words: Sequence[str] = DEFECT_WORDS, share: float = 0.02, top: int = 2) -> None:
         super().__init__()
-        if isinstance(words, str) or len(words) < 2 or not all(isinstance(word, str) and word.strip() for word in words):
+        if (
+            isinstance(words, str)
+            or len(words) < 2
+            or not all(isinstance(word, str) and word.strip() for word in words)
+        ):
             msg = f"defect_words={words!r} must be a list of at least two words."
             raise ArgumentError(msg)
         self.words = tuple(words)

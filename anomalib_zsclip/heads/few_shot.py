@@ -69,7 +69,10 @@ class FewShotMemory(nn.Module):
         images = self.memory.shape[1]
         within = images == 1  # One image alone can only be compared with its own other patches.
         distances = torch.stack(
-            [self._distances(self.memory[:, index : index + 1], leave_out=index, within=within) for index in range(images)]
+            [
+                self._distances(self.memory[:, index : index + 1], leave_out=index, within=within)
+                for index in range(images)
+            ]
         )
         self.reference = torch.quantile(distances.flatten(), self.quantile).clamp(min=1e-4)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +89,7 @@ class RandomWordHead(Head):
         if centering not in ("none", "text"):
             msg = f"centering={centering!r} must be 'none' or 'text'."
             raise ArgumentError(msg)
-        self.recipe = {
+        self.recipe: dict[str, Any] = {
             "count": prompts_per_class,
             "words": tuple(words),
             "letters": tuple(letters),

@@ -21,7 +21,7 @@ BACKBONE = ("ViT-L-14-336", "openai")
 PAPER_SIZE = 518
 
 
-class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):
+class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin narrows anomalib's hooks
     """AnomalyCLIP: object-agnostic learned prompts, compared with tokens of value-value attention.
 
     The prompts come from a checkpoint, are shipped with the built-in backbone, or are learned on labelled auxiliary
@@ -107,6 +107,6 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):
         )
 
     @property
-    def learning_head(self) -> LearnableHead:
+    def learning_head(self) -> LearnableHead:  # type: ignore[override]
         """The head that ``fit`` teaches."""
         return cast("LearnableHead", self.model.heads["anomaly_clip"])

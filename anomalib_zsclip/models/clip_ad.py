@@ -24,7 +24,7 @@ BACKBONE = ("ViT-B-16-plus-240", "laion400m_e31")
 VARIANTS = ("sdp", "sdp+")
 
 
-class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):
+class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin narrows anomalib's hooks
     """CLIP-AD: a representative text vector per state, compared with staged value-value tokens.
 
     ``variant="sdp"`` needs no training. ``variant="sdp+"`` adds one linear layer per stage, which come from a checkpoint,
@@ -125,8 +125,7 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):
 
     def prepare(self, trainer: Any = None) -> None:  # noqa: ANN401 - Lightning's Trainer
         """Compile the text side; SDP+ without linear layers is refused here, when a checkpoint had its chance."""
-        head = self.model.heads["sdp_plus"] if "sdp_plus" in self.model.heads else None
-        if head is not None and not head.is_learned and not self.learn:
+        if "sdp_plus" in self.model.heads and not self.learning_head.is_learned and not self.learn:
             msg = (
                 f"SDP+ has no linear layers for the backbone {self.model.backbone.name!r}. Give checkpoint=<file>, or "
                 "learn them (learn=True with the data module ZeroShotTransfer), or use backbone='builtin', which has "
@@ -136,6 +135,6 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):
         super().prepare(trainer)
 
     @property
-    def learning_head(self) -> LearnableHead:
+    def learning_head(self) -> LearnableHead:  # type: ignore[override]
         """The head that ``fit`` teaches."""
         return cast("LearnableHead", self.model.heads["sdp_plus"])

@@ -18,7 +18,7 @@ from .zero_shot_mixin import ZeroShotMixin, read_backbone_arguments
 BACKBONE = ("ViT-B-16-plus-240", "laion400m_e31")
 
 
-class RandomWordClip(ZeroShotMixin, AnomalibModule):
+class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin narrows anomalib's hooks
     """Zero-shot detector that learns "damaged" from sentences about random words (arXiv 2308.11119).
 
     It needs no image, no category name and no prompt work: a small network learns at set-up, in seconds, from text

@@ -35,11 +35,11 @@ BACKBONE_PREFIX = "model.backbone."
 DEFAULT_CLASS_NAME = "object"
 
 
-class AveragePrecision(AnomalibMetric, BinaryAveragePrecision):
+class AveragePrecision(AnomalibMetric, BinaryAveragePrecision):  # type: ignore[misc]
     """Average precision of torchmetrics, for anomalib's batches."""
 
 
-class ZeroShotMixin:
+class ZeroShotMixin(LightningModule):
     """Hooks of a zero-shot detector; stands before ``AnomalibModule`` in the bases of a model.
 
     A model calls :meth:`assemble` at the end of its constructor. The text side is compiled once, when it is first needed
@@ -107,14 +107,14 @@ class ZeroShotMixin:
             return
         with torch.inference_mode(mode=False), torch.no_grad():
             for head in self.model.heads.values():
-                head.setup(backbone, class_name)
+                head.setup(backbone, class_name)  # type: ignore[operator]
             if self.model.namer is not None:
                 self.model.namer.setup(backbone)
         self._compiled_class = class_name
 
     def on_fit_start(self) -> None:
         """Compile the text side on the device."""
-        super().on_fit_start()  # type: ignore[misc]
+        super().on_fit_start()
         self.prepare(self.trainer)
 
     def on_validation_start(self) -> None:
@@ -171,8 +171,8 @@ class ZeroShotMixin:
                 leave_out = number if not unseen and self.k_shot > 1 else None
                 verdict = self.model.verdict(self.model.features(batch), size, leave_out)
                 scores.append(verdict.pred_score)
-                peaks.append(verdict.anomaly_map.amax(dim=(-2, -1)))
-            post_processor.decide_from_normal(torch.cat(scores), torch.cat(peaks))
+                peaks.append(verdict.anomaly_map.amax(dim=(-2, -1)))  # type: ignore[union-attr]
+            post_processor.decide_from_normal(torch.cat(scores), torch.cat(peaks))  # type: ignore[arg-type]
         logger.info("Decisions from %s.", post_processor.describe())
 
     def _normal_batches(self, dataset: Any, indices: list[int], batch_size: int = 8) -> Iterator[Tensor]:  # noqa: ANN401
@@ -183,19 +183,19 @@ class ZeroShotMixin:
         """Images in [0, 1], ``[B, 3, H, W]``, to post-processed predictions."""
         if self._compiled_class is None:
             self.prepare()
-        return super().forward(batch, *args, **kwargs)  # type: ignore[misc]
+        return super().forward(batch, *args, **kwargs)
 
     # ------------------------------------------------------------------ steps
-    def validation_step(self, batch: Batch, *args: object, **kwargs: object) -> Batch:
+    def validation_step(self, batch: Batch, *args: object, **kwargs: object) -> Batch:  # type: ignore[override]
         """Predict, so that threshold and range can be found."""
         del args, kwargs
         predictions = self.model(batch.image)
         return batch.update(**predictions._asdict())
 
-    def test_step(self, batch: Batch, *args: object, **kwargs: object) -> Batch:
+    def test_step(self, batch: Batch, *args: object, **kwargs: object) -> Batch:  # type: ignore[override]
         """Predict, and say what it is that was found."""
         del args, kwargs
-        predictions, explanation = self.model.explain(batch.image)
+        predictions, explanation = self.model.explain(batch.image)  # type: ignore[arg-type]
         return batch.update(**predictions._asdict(), explanation=explanation)
 
     def predict_step(self, batch: Batch, *args: object, **kwargs: object) -> Batch:
@@ -214,7 +214,7 @@ class ZeroShotMixin:
         return None
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """anomalib's callbacks, the one that names unreadable images, and the one that writes the table of scores."""
+        """Anomalib's callbacks, the one that names unreadable images, and the one that writes the table of scores."""
         return [*super().configure_callbacks(), UnreadableImages(), PredictionsFile()]  # type: ignore[misc]
 
     @property
@@ -246,8 +246,8 @@ class ZeroShotMixin:
     @staticmethod
     def configure_evaluator() -> Evaluator:
         """Metrics of the zero-shot papers: image AUROC, AP, F1-max; pixel AUROC, F1-max, AUPRO."""
-        image = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
-        pixel = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_", "strict": False}
+        image: dict[str, Any] = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
+        pixel: dict[str, Any] = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_", "strict": False}
         return Evaluator(
             val_metrics=[AUROC(**image), AUROC(**pixel)],
             test_metrics=[
@@ -263,7 +263,7 @@ class ZeroShotMixin:
     # ------------------------------------------------------------------ checkpoints
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen CLIP out; keep its identity."""
-        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        super().on_save_checkpoint(checkpoint)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith(BACKBONE_PREFIX)}
         checkpoint["zsclip_backbone"] = self.model.backbone.identity.as_dict()
@@ -271,11 +271,13 @@ class ZeroShotMixin:
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the backbone is the one that the checkpoint was made with, and put its weights back."""
-        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get("zsclip_backbone")
         own = self.model.backbone.identity
         if not saved:
-            msg = "This checkpoint was not made by a model of anomalib-zsclip: it does not say which CLIP it belongs to."
+            msg = (
+                "This checkpoint was not made by a model of anomalib-zsclip: it does not say which CLIP it belongs to."
+            )
             raise CheckpointError(msg)
         if saved["fingerprint"] != own.fingerprint:
             msg = (
@@ -296,13 +298,13 @@ class ZeroShotMixin:
         self.prepare()
         return super().to_torch(*args, **kwargs)  # type: ignore[misc]
 
-    def to_onnx(self, *args: object, **kwargs: object) -> Path:
+    def to_onnx(self, *args: object, **kwargs: object) -> Path:  # type: ignore[override]
         """Export as ONNX; see anomalib. The text side is compiled in."""
         self.prepare()
         self._warm_up()
         # torch's exporter writes opset 18; the conversion to anomalib's default of 14 fails, with a stack of frames.
         kwargs.setdefault("opset_version", 18)
-        return super().to_onnx(*args, **kwargs)  # type: ignore[misc]
+        return super().to_onnx(*args, **kwargs)  # type: ignore[arg-type, return-value]
 
     def to_openvino(self, *args: object, **kwargs: object) -> Path:
         """Export for OpenVINO; see anomalib."""
@@ -311,7 +313,7 @@ class ZeroShotMixin:
 
     def _warm_up(self) -> None:
         """Run once, so that what depends on the image size alone is made outside the exported graph."""
-        height, width = self.input_size or (self.model.backbone.image_size,) * 2  # type: ignore[attr-defined]
+        height, width = self.input_size or (self.model.backbone.image_size,) * 2  # type: ignore[misc]
         device = self.model.backbone.device
         with torch.no_grad():
             self.model(torch.zeros(1, 3, height, width, device=device))
@@ -373,7 +375,7 @@ def _resolve_precision(precision: str, backbone: ClipBackbone) -> str:
         return precision
     if backbone.device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
+    native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bf16" if native else "float32"
 
 
@@ -385,9 +387,9 @@ def _fit_buffers(module: torch.nn.Module, state: dict[str, Tensor]) -> None:
             owner = module.get_submodule(owner_name)
         except AttributeError:
             continue
-        buffer = owner._buffers.get(name)  # noqa: SLF001 - torch has no public way to replace a buffer's storage
+        buffer = owner._buffers.get(name)
         if buffer is not None and buffer.shape != value.shape:
-            owner._buffers[name] = torch.empty_like(value, device=buffer.device)  # noqa: SLF001
+            owner._buffers[name] = torch.empty_like(value, device=buffer.device)
 
 
 def read_backbone_arguments(

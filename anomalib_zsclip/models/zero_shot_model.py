@@ -61,7 +61,7 @@ class ZeroShotModel(nn.Module):
         request = FeatureRequest()
         for part in (*self.heads.values(), self.memory, self.namer):
             if part is not None:
-                request |= part.request(self.backbone)
+                request |= part.request(self.backbone)  # type: ignore[operator]
         return request
 
     def features(self, images: Tensor) -> ImageFeatures:
@@ -105,7 +105,7 @@ class ZeroShotModel(nn.Module):
         verdict = self.verdict(features, (images.shape[-2], images.shape[-1]))
         if self.namer is None:
             return verdict, None
-        return verdict, self.namer.explain(features, self.backbone, verdict.anomaly_map)
+        return verdict, self.namer.explain(features, self.backbone, verdict.anomaly_map)  # type: ignore[arg-type]
 
 
 def _normalized(weights: Mapping[str, float] | None, names: list[str]) -> dict[str, float]:

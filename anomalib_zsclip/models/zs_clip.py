@@ -32,7 +32,7 @@ BACKBONE = ("ViT-B-16-plus-240", "laion400m_e31")
 HEADS = ("random_word", "sdp", "sdp_plus", "anomaly_clip")
 
 
-class ZsClip(ZeroShotMixin, AnomalibModule):
+class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin narrows anomalib's hooks
     """The detector to start with: several zero-shot heads on one pass of the image tower, fused.
 
     Args:
@@ -117,7 +117,7 @@ class ZsClip(ZeroShotMixin, AnomalibModule):
                 made[name] = SdpHead(clip, **(sdp or {}))
             elif name == "sdp_plus":
                 made[name] = SdpPlusHead(SdpHead(clip, **(sdp or {})), clip)
-                made[name].load_linear_layers(files[name])
+                made[name].load_linear_layers(files[name])  # type: ignore[operator]
             else:
                 made[name] = AnomalyClipHead(files[name], **(anomaly_clip or {}))
         if k_shot < 0 or normal_images < 1:

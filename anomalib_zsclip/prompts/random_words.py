@@ -19,10 +19,7 @@ TEMPLATES = ("{}", "a photo of {}", "a photo of a {}", "a photo of the {}", "a c
 
 def random_words(rng: random.Random, count: int, length: tuple[int, int]) -> str:
     """Some words of random letters, ``length`` = shortest and longest."""
-    return " ".join(
-        "".join(rng.choices(string.ascii_lowercase, k=rng.randint(*length)))
-        for _ in range(count)
-    )
+    return " ".join("".join(rng.choices(string.ascii_lowercase, k=rng.randint(*length))) for _ in range(count))
 
 
 def random_word_prompts(

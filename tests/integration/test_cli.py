@@ -1,0 +1,68 @@
+"""The plain ``anomalib`` command, in a fresh process, as a user types it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+COMMAND = Path(sys.executable).parent / "anomalib"
+
+pytestmark = pytest.mark.skipif(
+    not COMMAND.exists()
+    or not any(d.metadata["Name"] == "anomalib-zsclip" for d in importlib.metadata.distributions()),
+    reason="the package is not installed, so that the command cannot find it",
+)
+
+
+def anomalib(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(COMMAND), *arguments], cwd=folder, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
+    )
+
+
+SMALL = (
+    *("--data", "SyntheticDefects", "--data.category", "wood", "--data.image_size", "64", "--data.num_train", "2"),
+    *("--data.num_test_good", "3", "--data.num_test_per_defect", "1"),
+)
+
+
+def test_train_then_predict_on_a_folder(tmp_path: Path) -> None:
+    model = ("--model", "ZsClip", "--model.backbone", "builtin")
+    result = anomalib("train", *model, *SMALL, folder=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "image_AUROC" in result.stdout
+    pictures = list((tmp_path / "results" / "ZsClip" / "SyntheticDefects" / "wood").rglob("*.png"))
+    assert len(pictures) >= 8
+    images = next((tmp_path / "datasets").rglob("test")) / "good"
+    result = anomalib("predict", *model, "--data", str(images), folder=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(list((tmp_path / "results").rglob("*.png"))) >= len(pictures) + 3
+
+
+def test_a_mistake_gives_one_message_and_no_stack(tmp_path: Path) -> None:
+    result = anomalib("predict", "--model", "ClipAd", "--model.backbone", "ViT-B-61", "--data", ".", folder=tmp_path)
+    assert result.returncode != 0
+    assert "is no architecture of open_clip" in result.stderr
+    assert "Near matches" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_configs_name_existing_classes_and_arguments() -> None:
+    import anomalib_zsclip
+    from anomalib_zsclip import models
+
+    for path in sorted((ROOT / "configs" / "model").glob("*.yaml")):
+        config = yaml.safe_load(path.read_text())
+        cls = getattr(models, config["class_path"].rsplit(".", 1)[1])
+        accepted = cls.__init__.__annotations__
+        assert set(config["init_args"]) <= set(accepted), path
+    for path in sorted((ROOT / "configs" / "data").glob("*.yaml")):
+        config = yaml.safe_load(path.read_text())
+        assert hasattr(anomalib_zsclip, config["class_path"].rsplit(".", 1)[1]), path

@@ -69,7 +69,7 @@ def smoothing_matrix(size: int, sigma: float) -> np.ndarray:
     """Matrix ``[size, size]`` of a Gaussian filter along one axis, border samples mirrored with the edge repeated."""
     radius = int(4 * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
-    kernel = np.exp(-(offsets**2) / (2 * sigma**2))
+    kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
     # Mirroring with the edge repeated has the period 2 * size.
     positions = (np.arange(size)[:, None] + offsets) % (2 * size)
     positions = np.where(positions < size, positions, 2 * size - 1 - positions)

@@ -136,7 +136,9 @@ def enlarged(values: torch.Tensor, size: int) -> np.ndarray:
 @torch.no_grad()
 def prompt_ensemble(backbone: ClipBackbone, noun: str) -> Callable[[np.ndarray], dict[str, Verdict]]:
     """Mean text features of the CLIP-AD ensemble against the image embedding and all kinds of local tokens."""
-    normal, anomalous = (F.normalize(F.normalize(backbone.encode_text(s), dim=-1).mean(0), dim=0) for s in state_sentences(noun))
+    normal, anomalous = (
+        F.normalize(F.normalize(backbone.encode_text(s), dim=-1).mean(0), dim=0) for s in state_sentences(noun)
+    )
     direction, depth = (anomalous - normal).float(), backbone.layers
     stages = [(i * depth // 4 + 1, (i + 1) * depth // 4) for i in range(4)]
     first = depth - round(depth * 19 / 24) + 1
@@ -158,8 +160,12 @@ def prompt_ensemble(backbone: ClipBackbone, noun: str) -> Callable[[np.ndarray],
             found = {
                 "ensemble": local(features.tokens[depth]),
                 "ensemble, middle block": local(features.tokens[depth // 2]),
-                "ensemble, value-value of the last blocks": local(features.tokens[first - 1] + features.value_value[first, depth]),
-                "ensemble, value-value in stages": torch.stack([local(features.value_value[s]) for s in stages]).mean(0),
+                "ensemble, value-value of the last blocks": local(
+                    features.tokens[first - 1] + features.value_value[first, depth]
+                ),
+                "ensemble, value-value in stages": torch.stack([local(features.value_value[s]) for s in stages]).mean(
+                    0
+                ),
             }
             for name, value in found.items():
                 maps.setdefault(name, []).append(value)
@@ -181,7 +187,9 @@ def neighbours(backbone: ClipBackbone, images: np.ndarray, reference: np.ndarray
 
     def tokens(batch: np.ndarray) -> torch.Tensor:
         parts = normalise(batch, backbone).split(25)
-        return torch.cat([F.normalize(backbone.forward_intermediates(p, request).tokens[block][:, 1:], dim=-1) for p in parts])
+        return torch.cat(
+            [F.normalize(backbone.forward_intermediates(p, request).tokens[block][:, 1:], dim=-1) for p in parts]
+        )
 
     memory = tokens(reference).flatten(0, 1)
     distance = torch.stack([1 - (t @ memory.T).amax(1) for t in tokens(images)])
@@ -201,7 +209,7 @@ def detectors(weights: Path | None, names: list[str]) -> dict[str, torch.nn.Modu
             model.class_name = "object"
             model.prepare()
             found[name] = model
-        except Exception as error:  # noqa: BLE001 - a model that needs learned weights is left out of the table
+        except Exception as error:
             print(f"# {name} left out: {str(error).splitlines()[0]}")
     return found
 
@@ -340,7 +348,10 @@ def main() -> None:
             verdicts[f"{SHOTS}-shot nearest neighbours"] = neighbours(backbone, data.images, data.reference)
         verdicts |= {name: detect(model, data.images) for name, model in models.items()}
         rows = [Row(name, measure(data, verdict)) for name, verdict in verdicts.items()]
-        print(f"\n### {data.name} ({(~data.labels).sum()} good, {data.labels.sum()} defective)\n\n{table(rows)}", flush=True)
+        print(
+            f"\n### {data.name} ({(~data.labels).sum()} good, {data.labels.sum()} defective)\n\n{table(rows)}",
+            flush=True,
+        )
         results[data.name] = {row.method: row.figures for row in rows}
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -104,7 +104,7 @@ def produce(ring: Ring, seed: int, worker: int, start: int) -> None:
             if os.getppid() != parent:
                 return
         # Gross defects first: what an anomaly is must be found before faint ones can teach anything.
-        pair = draw_pair(seed, index, weakest=0.08 + 0.5 * max(0.0, 1 - index / 15_000))
+        pair = draw_pair(seed, index, weakest=0.08 + 0.5 * max(0.0, 1 - index / 12_000))
         slot = index % ring.slots
         good[slot], bad[slot], mask[slot] = pair.good, pair.bad, pair.mask
         meta[slot] = FAMILIES.index(pair.family), KINDS.index(pair.defect)
@@ -152,9 +152,9 @@ class Feed:
             resized = []
             for view in views:
                 smaller = view.shape[0] > side
-                view = cv2.resize(view, (side, side), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
-                view = np.rot90(view, turn)
-                resized.append(view[:, ::-1] if flip else view)
+                method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+                turned = np.rot90(cv2.resize(view, (side, side), interpolation=method), turn)
+                resized.append(turned[:, ::-1] if flip else turned)
             images[0, row], images[1, row] = resized[0], resized[1]
             cover[row] = cv2.resize(np.ascontiguousarray(resized[2]), (side // 8,) * 2, interpolation=cv2.INTER_AREA)
         return torch.from_numpy(images.reshape(-1, side, side, 3)), torch.from_numpy(cover / 255), meta
@@ -218,7 +218,9 @@ def encode_image(model: nn.Module, images: Tensor, dtype: torch.dtype, values: b
     g = s // patch
     x = images.reshape(b, 3, g, patch, g, patch).permute(0, 2, 4, 1, 3, 5).reshape(b, g * g, -1)
     x = x @ kernel.reshape(width, -1).T
-    x = torch.cat([visual.class_embedding.expand(b, 1, width), x], 1) + interpolate_positions(visual.positional_embedding, g)
+    x = torch.cat([visual.class_embedding.expand(b, 1, width), x], 1) + interpolate_positions(
+        visual.positional_embedding, g
+    )
     x = F.layer_norm(x, (width,), visual.ln_pre.weight, visual.ln_pre.bias).to(dtype)
     length = x.shape[1]
     out = Features(x, [], [])
@@ -310,24 +312,24 @@ def initialise(model: nn.Module, patches: Tensor) -> None:
         visual.positional_embedding.zero_()
         visual.positional_embedding[1:].copy_(0.5 * grid.reshape(side * side, width))
         visual.class_embedding.normal_(0, 0.5)
-        for tower in (visual.transformer, model.transformer):
-            depth = len(tower.resblocks)
-            for block in tower.resblocks:
-                w = block.attn.in_proj_weight.shape[1]
+        # Attention starts as "what differs from the similar tokens around": values are near minus the identity, query and
+        # key near the identity. The text tower keeps open_clip's start, in which the end token looks at all words alike.
+        w, depth = width, len(visual.transformer.resblocks)
+        for block in visual.transformer.resblocks:
+            noise = torch.randn(w, w) / math.sqrt(w)
+            u, s, vh = torch.linalg.svd(0.4 * noise - 0.4 * torch.eye(w))
+            block.attn.in_proj_weight[2 * w :].copy_(s.sqrt()[:, None] * vh)
+            block.attn.out_proj.weight.copy_(u * s.sqrt())
+            for h in range(w // 64):
                 noise = torch.randn(w, w) / math.sqrt(w)
-                u, s, vh = torch.linalg.svd(0.4 * noise - 0.4 * torch.eye(w))
-                block.attn.in_proj_weight[2 * w :].copy_(s.sqrt()[:, None] * vh)
-                block.attn.out_proj.weight.copy_(u * s.sqrt())
-                for h in range(w // 64):
-                    noise = torch.randn(w, w) / math.sqrt(w)
-                    u, s, vh = torch.linalg.svd(0.7 * noise + 0.7 * torch.eye(w))
-                    rows = slice(64 * h, 64 * (h + 1))
-                    block.attn.in_proj_weight[:w][rows].copy_((u * s.sqrt()).T[:64])
-                    block.attn.in_proj_weight[w : 2 * w][rows].copy_((s.sqrt()[:, None] * vh)[:64])
-                block.attn.in_proj_bias.zero_()
-                block.attn.out_proj.bias.zero_()
-                block.mlp.c_fc.weight.normal_(0, w**-0.5)
-                block.mlp.c_proj.weight.normal_(0, (4 * w) ** -0.5 / math.sqrt(2 * depth))
+                u, s, vh = torch.linalg.svd(0.3 * noise + 0.3 * torch.eye(w))
+                rows = slice(64 * h, 64 * (h + 1))
+                block.attn.in_proj_weight[:w][rows].copy_((u * s.sqrt()).T[:64])
+                block.attn.in_proj_weight[w : 2 * w][rows].copy_((s.sqrt()[:, None] * vh)[:64])
+            block.attn.in_proj_bias.zero_()
+            block.attn.out_proj.bias.zero_()
+            block.mlp.c_fc.weight.normal_(0, w**-0.5)
+            block.mlp.c_proj.weight.normal_(0, (4 * w) ** -0.5 / math.sqrt(2 * depth))
         nn.init.normal_(visual.proj, std=width**-0.5)
         nn.init.normal_(model.text_projection, std=model.text_projection.shape[0] ** -0.5)
         model.logit_scale.fill_(math.log(SCALE))
@@ -339,7 +341,9 @@ class Muon(torch.optim.Optimizer):
     Matrices of one shape are treated together. Stacked projections (query, key, value) are separate matrices.
     """
 
-    def __init__(self, params: list[nn.Parameter], lr: float = 0.02, momentum: float = 0.95, decay: float = 0.01) -> None:
+    def __init__(
+        self, params: list[nn.Parameter], lr: float = 0.005, momentum: float = 0.95, decay: float = 0.05
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
@@ -561,7 +565,10 @@ def monitor(model: nn.Module, texts: Texts, seed: int, count: int = 64, side: in
         for name, value in local.items():
             maps.setdefault(name, []).append(value)
     score = torch.cat(scores).cpu().numpy()
-    result = {"image": auroc(score, np.arange(2 * count) >= count), "pairs": float((score[count:] > score[:count]).mean())}
+    result = {
+        "image": auroc(score, np.arange(2 * count) >= count),
+        "pairs": float((score[count:] > score[:count]).mean()),
+    }
     result["max"] = auroc(torch.cat(maps["block8"]).amax(1).cpu().numpy(), np.arange(2 * count) >= count)
     for name, value in maps.items():
         result[name] = auroc(torch.cat(value).flatten().cpu().numpy(), target)
@@ -615,7 +622,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that make images")
     parser.add_argument("--slots", type=int, default=8192, help="pairs kept in shared memory (115 kB each)")
     parser.add_argument("--batch-factor", type=float, default=1.0, help="multiplies the pairs per batch (GPU)")
-    parser.add_argument("--lr", type=float, default=0.02, help="Muon; Adam's follow it")
+    parser.add_argument("--lr", type=float, default=0.005, help="of Muon; Adam's follow it")
     parser.add_argument("--save-minutes", type=float, default=4.0)
     args = parser.parse_args()
     if bool(args.steps) == bool(args.minutes):
@@ -646,7 +653,7 @@ def main() -> None:
         x = x.reshape(-1, 16, 8, 16, 8, 3).permute(0, 1, 3, 5, 2, 4).reshape(-1, 192)
         initialise(model, x)
     model.to(args.device).train()
-    matrices = [p for n, p in model.named_parameters() if "resblocks" in n and p.ndim == 2]
+    matrices = [p for n, p in model.named_parameters() if n.startswith("visual.") and "resblocks" in n and p.ndim == 2]
     chosen = {id(p) for p in matrices}
     slow = [model.visual.conv1.weight, model.visual.positional_embedding, model.visual.class_embedding]
     chosen |= {id(p) for p in slow} | {id(model.logit_scale)}
@@ -654,7 +661,7 @@ def main() -> None:
     rest = [p for p in model.parameters() if id(p) not in chosen]
     muon = Muon(matrices, args.lr)
     adam = torch.optim.Adam(
-        [{"params": rest, "lr": 0.07 * args.lr}, {"params": slow, "lr": 0.015 * args.lr}], betas=(0.9, 0.98), eps=1e-8
+        [{"params": rest, "lr": 0.25 * args.lr}, {"params": slow, "lr": 0.06 * args.lr}], betas=(0.9, 0.98), eps=1e-8
     )
     optimizers = (muon, adam)
     if saved:
@@ -683,7 +690,7 @@ def main() -> None:
         rng = np.random.default_rng([args.seed, 2_000_003, step])
         side, pairs = batch_plan(progress, rng)
         pairs = max(int(pairs * args.batch_factor), 2)
-        factor = min(1.0, (step + 1) / 150) * min(1.0, (1 - progress) / 0.4 + 0.01)
+        factor = min(1.0, (step + 1) / 60) * min(1.0, (1 - progress) / 0.4 + 0.01)
         for optimizer, rates in zip(optimizers, base, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
@@ -703,7 +710,12 @@ def main() -> None:
             total, n = sums.get(name, (0.0, 0))
             sums[name] = total + float(value.detach()), n + 1
         if step % 50 == 0:
-            line = {"step": step, "images": images, "minutes": round((time.time() - began) / 60, 2), "waited": round(feed.waited, 1)}
+            line = {
+                "step": step,
+                "images": images,
+                "minutes": round((time.time() - began) / 60, 2),
+                "waited": round(feed.waited, 1),
+            }
             line |= {name: round(total / n, 4) for name, (total, n) in sums.items()}
             print(json.dumps(line), file=log, flush=True)
             sums = {}
@@ -715,7 +727,11 @@ def main() -> None:
             print(json.dumps({"step": step, "held out": scores}), file=log, flush=True)
             last_save = time.time()
     save()
-    print(json.dumps({"step": step, "images": images, "held out": monitor(model, texts, args.seed, 256)}), file=log, flush=True)
+    print(
+        json.dumps({"step": step, "images": images, "held out": monitor(model, texts, args.seed, 256)}),
+        file=log,
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

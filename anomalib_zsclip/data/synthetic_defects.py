@@ -207,7 +207,9 @@ def _save(path: Path, pixels: np.ndarray) -> None:
     path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
 
 
-def _check(category: str, image_size: int, num_train: int, num_test_good: int, num_test_per_defect: int, seed: int) -> None:
+def _check(
+    category: str, image_size: int, num_train: int, num_test_good: int, num_test_per_defect: int, seed: int
+) -> None:
     """Refuse what cannot work, saying what would."""
     if category not in CATEGORIES:
         near = difflib.get_close_matches(str(category), CATEGORIES, n=3, cutoff=0.5)

@@ -62,7 +62,7 @@ def test_specimens_of_one_style_are_not_the_same_image() -> None:
 
 def test_object_defects_lie_on_the_object() -> None:
     for seed in range(8):
-        scene, _ = gen._shoot("pill", SIZE, rng(seed), None, 0.0)  # noqa: SLF001
+        scene, _ = gen._shoot("pill", SIZE, rng(seed), None, 0.0)
         _, alpha = gen.DEFECTS["stain"].apply(scene, rng(seed), 0.8)
         assert (alpha * (scene.silhouette < 0.01)).max() < 0.02
 
@@ -108,6 +108,7 @@ def test_it_makes_150_images_a_second_at_128_pixels() -> None:
 
 def test_it_imports_without_torch_and_anomalib() -> None:
     folder = Path(gen.__file__).parents[1]
-    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import generator; print('torch' in sys.modules, 'anomalib' in sys.modules)"
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import generator"
+    code += "; print('torch' in sys.modules, 'anomalib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

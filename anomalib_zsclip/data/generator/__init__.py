@@ -23,7 +23,7 @@ from functools import partial
 import cv2
 import numpy as np
 
-from . import captions, defects, objects, photography, textures
+from . import captions, defects, objects, textures
 from .fields import Array, Rng, blend, blur, chance, log_uniform, smooth_noise
 from .objects import Canvas, background
 from .photography import Shot
@@ -199,7 +199,15 @@ def _defects() -> dict[str, Defect]:
 
 FAMILIES: dict[str, Family] = _families()
 DEFECTS: dict[str, Defect] = _defects()
-_DONORS = (textures.surface, textures.noise_field, textures.woven, textures.granite, textures.gravel, textures.fur, textures.cast_metal)
+_DONORS = (
+    textures.surface,
+    textures.noise_field,
+    textures.woven,
+    textures.granite,
+    textures.gravel,
+    textures.fur,
+    textures.cast_metal,
+)
 
 
 def _render(family: Family, style: Rng, rng: Rng, size: int) -> tuple[Array, Array, Array]:
@@ -231,7 +239,9 @@ def _natural_blemishes(image: Array, style: Rng, rng: Rng, wild: float) -> Array
         marks = np.zeros((size, size), np.uint8)
         for x, y, t, length in rng.random((count, 4)):
             end = np.array([x, y]) + 0.4 * length * np.array([np.cos(6.28 * t), np.sin(6.28 * t)])
-            cv2.line(marks, (int(x * size), int(y * size)), (int(end[0] * size), int(end[1] * size)), 255, 1, cv2.LINE_AA)
+            cv2.line(
+                marks, (int(x * size), int(y * size)), (int(end[0] * size), int(end[1] * size)), 255, 1, cv2.LINE_AA
+            )
         image = image * (1 + style.choice([-1, 1]) * strength * marks.astype(np.float32) / 255)[..., None]
     return image.astype(np.float32)
 

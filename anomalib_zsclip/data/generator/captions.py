@@ -106,7 +106,19 @@ KIND_WORDS = {
     "glue": ("glue", "liquid"), "burn": ("burn", "burn mark"),
 }  # fmt: skip
 
-GENERIC_NOUNS = ("object", "object", "object", "item", "product", "part", "thing", "surface", "texture", "material", "piece")
+GENERIC_NOUNS = (
+    "object",
+    "object",
+    "object",
+    "item",
+    "product",
+    "part",
+    "thing",
+    "surface",
+    "texture",
+    "material",
+    "piece",
+)
 
 #: Nouns of no particular family: a caption's state must be understood whatever is named.
 OTHER_NOUNS = (
@@ -120,10 +132,9 @@ OTHER_NOUNS = (
 
 def random_words(rng: Rng) -> str:
     """One to three words of random letters."""
-    words = []
-    for _ in range(int(rng.integers(1, 4))):
-        words.append("".join(chr(97 + int(c)) for c in rng.integers(0, 26, int(rng.integers(3, 9)))))
-    return " ".join(words)
+    count = int(rng.integers(1, 4))
+    lengths = (int(rng.integers(3, 9)) for _ in range(count))
+    return " ".join("".join(chr(97 + int(c)) for c in rng.integers(0, 26, length)) for length in lengths)
 
 
 def free_noun(rng: Rng) -> str:

@@ -1,5 +1,6 @@
 # Copyright (C) 2026 anomalib-zsclip contributors
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: RUF005 - arrays are added here, not lists joined
 
 """Kinds of defects: each changes a part of a finished scene and says exactly which.
 
@@ -142,7 +143,9 @@ def hole(scene: Scene, rng: Rng, strength: float) -> tuple[Array, Array]:
     radius = _spread(rng, strength, 0.03, 0.14)
     x, y = locate(scene, rng, radius * 0.5)
     alpha = _clip(scene, f.step(f.rough_blob(rng, scene.size, x, y, radius, rng.uniform(0.1, 0.7)), 0, 0.2))
-    inner = scene.backdrop if not scene.silhouette.all() and f.chance(rng, 0.5) else scene.image * rng.uniform(0.05, 0.4)
+    inner = (
+        scene.backdrop if not scene.silhouette.all() and f.chance(rng, 0.5) else scene.image * rng.uniform(0.05, 0.4)
+    )
     image = f.blend(scene.image, inner, alpha)
     height = f.blur(alpha, 0.012 * scene.size)
     shade = f.relief(height * scene.size * 0.04, rng.uniform(0, TAU), 0.6)
@@ -277,7 +280,11 @@ def cut(scene: Scene, rng: Rng, strength: float) -> tuple[Array, Array]:
     upper, lower = np.stack([t * length, bow * length + open_by], 1), np.stack([t * length, bow * length - open_by], 1)
     outline = f.turn(np.concatenate([upper, lower[::-1]]), rng.uniform(0, TAU), x, y)
     alpha = _clip(scene, np.maximum(f.polygon(scene.size, outline), f.polyline(scene.size, outline, 1.0, True)))
-    inner = scene.image * rng.uniform(0.05, 0.45) if f.chance(rng, 0.75) else f.paint(_ink(scene, alpha, rng, 1.0, 0.2), np.ones_like(alpha))
+    inner = (
+        scene.image * rng.uniform(0.05, 0.45)
+        if f.chance(rng, 0.75)
+        else f.paint(_ink(scene, alpha, rng, 1.0, 0.2), np.ones_like(alpha))
+    )
     image = f.blend(scene.image, inner, alpha)
     lip = np.clip(f.blur(alpha, 0.012 * scene.size) * 2 - alpha, 0, 1) * scene.silhouette
     return image * (1 + 0.35 * strength * lip)[..., None], alpha
@@ -309,7 +316,14 @@ def misprint(scene: Scene, rng: Rng, strength: float) -> tuple[Array, Array]:
         ink = f.contrasting(rng, scene.image.mean((0, 1)), 0.2)
         strokes = np.zeros_like(alpha)
         for _ in range(int(rng.integers(2, 6))):
-            strokes = np.maximum(strokes, f.polyline(scene.size, _walk(rng, x, y, radius * 1.5, 0.6, 6) + rng.normal(0, radius * 0.4, 2), scene.size * radius * 0.12))
+            strokes = np.maximum(
+                strokes,
+                f.polyline(
+                    scene.size,
+                    _walk(rng, x, y, radius * 1.5, 0.6, 6) + rng.normal(0, radius * 0.4, 2),
+                    scene.size * radius * 0.12,
+                ),
+            )
         alpha = _clip(scene, strokes)
         return f.blend(scene.image, ink, alpha * (0.4 + 0.6 * strength)), alpha
     return f.blend(scene.image, moved, alpha * (0.5 + 0.5 * strength)), alpha
@@ -342,7 +356,9 @@ def uneven(scene: Scene, rng: Rng, strength: float) -> tuple[Array, Array]:
     sign = rng.choice([-1, 1])
     gain = 1 + sign * (0.12 + 0.4 * strength)
     rough = 1 + rng.uniform(0, 0.15) * f.fractal(rng, scene.size, f.log_uniform(rng, 4, 40), 0.7, 2)
-    return f.blend(scene.image, np.clip(scene.image * (gain * rough)[..., None] + sign * 0.05 * strength, 0, 1), alpha), alpha
+    return f.blend(
+        scene.image, np.clip(scene.image * (gain * rough)[..., None] + sign * 0.05 * strength, 0, 1), alpha
+    ), alpha
 
 
 def scuff(scene: Scene, rng: Rng, strength: float) -> tuple[Array, Array]:
@@ -357,7 +373,9 @@ def scuff(scene: Scene, rng: Rng, strength: float) -> tuple[Array, Array]:
     marks = cv2.warpAffine(marks, matrix, (scene.size, scene.size), borderMode=cv2.BORDER_REFLECT_101)
     alpha = _clip(scene, zone)
     tone = _ink(scene, alpha, rng, 0.4 + 0.5 * strength, 0.35)
-    return f.blend(scene.image, tone, alpha * (0.3 + 0.6 * strength) * f.step(marks, 0.2, 1.2)), f.step(alpha, 0.35, 0.3)
+    return f.blend(scene.image, tone, alpha * (0.3 + 0.6 * strength) * f.step(marks, 0.2, 1.2)), f.step(
+        alpha, 0.35, 0.3
+    )
 
 
 def rust(scene: Scene, rng: Rng, strength: float) -> tuple[Array, Array]:

@@ -57,7 +57,9 @@ def smooth_noise(rng: Rng, size: int, cells: float, cells_y: float | None = None
     return field * 1.35
 
 
-def fractal(rng: Rng, size: int, cells: float = 3, roughness: float = 0.55, octaves: int = 4, ratio: float = 1.0) -> Array:
+def fractal(
+    rng: Rng, size: int, cells: float = 3, roughness: float = 0.55, octaves: int = 4, ratio: float = 1.0
+) -> Array:
     """Sum of octaves of noise, unit variance. ``ratio`` stretches it: ``cells_y = cells * ratio``."""
     total = np.zeros((size, size), np.float32)
     weight, energy = 1.0, 0.0
@@ -91,7 +93,7 @@ def rotated(size: int, angle: float, shift: tuple[float, float] = (0.0, 0.0)) ->
 
 def cells(rng: Rng, size: int, count: int, jitter: float = 1.0) -> tuple[Array, Array]:
     """Voronoi cells: distance to the nearest seed (in units of the cell size) and a random value per cell."""
-    side = max(int(round(np.sqrt(count))), 1)
+    side = max(round(float(np.sqrt(count))), 1)
     axis = (np.arange(side + 2) - 0.5) / side
     points = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
     points = points + rng.uniform(-0.5, 0.5, points.shape) * jitter / side
@@ -155,9 +157,9 @@ def earthy(rng: Rng) -> Array:
 
 def near(rng: Rng, base: Array, spread: float) -> Array:
     """A colour close to ``base``: brightness and tint vary by about ``spread``."""
-    return np.clip(base * (1 + spread * rng.standard_normal()) + 0.3 * spread * rng.standard_normal(3), 0.02, 0.98).astype(
-        np.float32
-    )
+    return np.clip(
+        base * (1 + spread * rng.standard_normal()) + 0.3 * spread * rng.standard_normal(3), 0.02, 0.98
+    ).astype(np.float32)
 
 
 def contrasting(rng: Rng, base: Array, minimum: float = 0.25) -> Array:
@@ -208,7 +210,7 @@ def polygon(size: int, points: Array) -> Array:
 def polyline(size: int, points: Array, width: float, closed: bool = False) -> Array:
     """A line of ``width`` pixels through ``points`` of shape ``(n, 2)``; thin lines fade instead of vanishing."""
     canvas = _canvas(size)
-    thickness = max(int(round(width)), 1)
+    thickness = max(round(float(width)), 1)
     path = [np.round(points * size * _ONE).astype(np.int32)]
     cv2.polylines(canvas, path, closed, 255, thickness, cv2.LINE_AA, _SHIFT)
     return canvas.astype(np.float32) * (min(width, 1.0) / 255)

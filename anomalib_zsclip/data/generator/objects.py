@@ -1,5 +1,6 @@
 # Copyright (C) 2026 anomalib-zsclip contributors
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: RUF005 - arrays are added here, not lists joined
 
 """Object families: things on a background.
 
@@ -11,6 +12,7 @@ object is, and the background, so that a missing part shows it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -70,7 +72,11 @@ class Canvas:
     def place(self, style: Rng, rng: Rng, turn: float | None = None, scale: tuple[float, float] = (0.3, 0.46)) -> None:
         """A pose that is the product's own up to a small play; ``turn`` bounds the random rotation (default free)."""
         free = f.chance(style, 0.5) if turn is None else False
-        base = style.uniform(0, TAU) if turn is None else style.choice([0, np.pi / 2, style.uniform(0, TAU)], p=[0.5, 0.2, 0.3])
+        base = (
+            style.uniform(0, TAU)
+            if turn is None
+            else style.choice([0, np.pi / 2, style.uniform(0, TAU)], p=[0.5, 0.2, 0.3])
+        )
         angle = rng.uniform(0, TAU) if free else base + rng.normal(0, 0.04 if turn is None else turn)
         shift = rng.normal(0, 0.012, 2) + style.uniform(-0.05, 0.05, 2)
         self.pose(0.5 + shift[0], 0.5 + shift[1], style.uniform(*scale) * (1 + rng.normal(0, 0.01)), float(angle))
@@ -197,7 +203,9 @@ def screw(style: Rng, rng: Rng, canvas: Canvas) -> None:
     canvas.place(style, rng, scale=(0.4, 0.48))
     _, sheet = _material(style, rng, canvas.size)
     head, shank, length = style.uniform(0.2, 0.36), style.uniform(0.09, 0.18), style.uniform(0.75, 0.95)
-    body = canvas.mask(np.array([[-0.55, -shank], [length - 0.15, -shank], [length, 0], [length - 0.15, shank], [-0.55, shank]]))
+    body = canvas.mask(
+        np.array([[-0.55, -shank], [length - 0.15, -shank], [length, 0], [length - 0.15, shank], [-0.55, shank]])
+    )
     if f.chance(style, 0.5):
         top = canvas.mask(np.array([[-0.95, -head], [-0.55, -shank], [-0.55, shank], [-0.95, head]]))
     else:
@@ -273,7 +281,13 @@ def board(style: Rng, rng: Rng, canvas: Canvas) -> None:
         x, y = style.uniform(-0.85, 0.85), style.uniform(-0.6, 0.6)
         length = style.uniform(0.2, 0.7)
         t = style.integers(0, 4) * np.pi / 2
-        path = np.array([[x, y], [x + length * np.cos(t), y + length * np.sin(t)], [x + length * np.cos(t) + 0.15, y + length * np.sin(t) + 0.15]])
+        path = np.array(
+            [
+                [x, y],
+                [x + length * np.cos(t), y + length * np.sin(t)],
+                [x + length * np.cos(t) + 0.15, y + length * np.sin(t) + 0.15],
+            ]
+        )
         canvas.add(canvas.line(path, 0.03) * canvas.silhouette * 0.8, copper, solid=False)
     metal = np.full(3, style.uniform(0.6, 0.85), np.float32)
     for _ in range(int(style.integers(3, 8))):
@@ -342,7 +356,9 @@ def label(style: Rng, rng: Rng, canvas: Canvas) -> None:
     while y < height / 2 - 0.15:
         kind = style.random()
         if kind < 0.6:
-            _print(style, canvas, style.uniform(-0.15, 0.15), y, style.uniform(0.16, 0.3), ink, int(style.integers(4, 9)))
+            _print(
+                style, canvas, style.uniform(-0.15, 0.15), y, style.uniform(0.16, 0.3), ink, int(style.integers(4, 9))
+            )
             y += 0.28
         elif kind < 0.8:
             x = -0.7
@@ -379,7 +395,7 @@ def brush(style: Rng, rng: Rng, canvas: Canvas) -> None:
 def coin(style: Rng, rng: Rng, canvas: Canvas) -> None:
     """Coins, medals and stamped discs in relief."""
     canvas.place(style, rng)
-    base, sheet = _material(style, rng, canvas.size)
+    _, sheet = _material(style, rng, canvas.size)
     size = canvas.size
     solid = canvas.disc(1.0)
     canvas.shadow(solid, style.uniform(0, 0.4))
@@ -420,9 +436,22 @@ def bracket(style: Rng, rng: Rng, canvas: Canvas) -> None:
     if kind == 0:
         outline = f.box(w, h, style.uniform(0, 0.3))
     elif kind == 1:
-        outline = np.array([[-0.9, -h / 2], [0.9, -h / 2], [0.9, -h / 2 + t], [-0.9 + t, -h / 2 + t], [-0.9 + t, h / 2], [-0.9, h / 2]])
+        outline = np.array(
+            [[-0.9, -h / 2], [0.9, -h / 2], [0.9, -h / 2 + t], [-0.9 + t, -h / 2 + t], [-0.9 + t, h / 2], [-0.9, h / 2]]
+        )
     elif kind == 2:
-        outline = np.array([[-0.9, -h / 2], [0.9, -h / 2], [0.9, -h / 2 + t], [t / 2, -h / 2 + t], [t / 2, h / 2], [-t / 2, h / 2], [-t / 2, -h / 2 + t], [-0.9, -h / 2 + t]])
+        outline = np.array(
+            [
+                [-0.9, -h / 2],
+                [0.9, -h / 2],
+                [0.9, -h / 2 + t],
+                [t / 2, -h / 2 + t],
+                [t / 2, h / 2],
+                [-t / 2, h / 2],
+                [-t / 2, -h / 2 + t],
+                [-0.9, -h / 2 + t],
+            ]
+        )
     else:
         outline = f.regular(int(style.integers(3, 9)), 1.0)
     plate = canvas.mask(outline)
@@ -489,7 +518,9 @@ def zipper(style: Rng, rng: Rng, canvas: Canvas) -> None:
     angle = float(style.choice([0, np.pi / 2, style.uniform(0, TAU)]) + rng.normal(0, 0.02))
     canvas.pose(0.5 + rng.normal(0, 0.01), 0.5 + rng.normal(0, 0.01), 0.5, angle)
     tape = f.colour(style)
-    cloth = f.paint(tape, 1 + 0.12 * f.smooth_noise(rng, canvas.size, canvas.size * 0.4) + 0.05 * f.fractal(rng, canvas.size, 10))
+    cloth = f.paint(
+        tape, 1 + 0.12 * f.smooth_noise(rng, canvas.size, canvas.size * 0.4) + 0.05 * f.fractal(rng, canvas.size, 10)
+    )
     canvas.add(canvas.mask(f.box(3.2, style.uniform(0.9, 1.6))), cloth)
     tooth = f.contrasting(style, tape, 0.2)
     pitch, width, shift = style.uniform(0.09, 0.17), style.uniform(0.22, 0.34), rng.random()
@@ -521,7 +552,7 @@ def rod(style: Rng, rng: Rng, canvas: Canvas) -> None:
     half = style.uniform(0.12, 0.3)
     edges = np.concatenate([[-1], np.sort(style.uniform(-0.85, 0.85, int(style.integers(1, 5)))), [1]])
     canvas.shadow(canvas.mask(f.box(2, 2 * half)), style.uniform(0, 0.4))
-    for left, right in zip(edges[:-1], edges[1:], strict=True):
+    for left, right in pairwise(edges):
         _, sheet = _material(style, rng, canvas.size)
         h = half * style.uniform(0.75, 1.0)
         part = canvas.mask(f.box(right - left, 2 * h, style.uniform(0, 0.05)) + [(left + right) / 2, 0])
@@ -586,7 +617,9 @@ def dial(style: Rng, rng: Rng, canvas: Canvas) -> None:
         canvas.add(canvas.line(np.concatenate([0.7 * ray, 0.82 * ray]), 0.035), ink, solid=False)
     _print(style, canvas, 0, 0.35, 0.22, ink, 3)
     t = rng.uniform(0, TAU)
-    canvas.add(canvas.line(np.array([[0, 0], [0.62 * np.cos(t), 0.62 * np.sin(t)]]), 0.05), f.colour(style), solid=False)
+    canvas.add(
+        canvas.line(np.array([[0, 0], [0.62 * np.cos(t), 0.62 * np.sin(t)]]), 0.05), f.colour(style), solid=False
+    )
     canvas.add(canvas.disc(0.09), ink, 0.01, 0.4, solid=False)
 
 
@@ -615,7 +648,9 @@ def leaf(style: Rng, rng: Rng, canvas: Canvas) -> None:
     x = np.linspace(-1, 1, 24)
     width = style.uniform(0.3, 0.6) * np.power(1 - x * x, style.uniform(0.6, 1.2)) * (1 - 0.3 * style.random() * x)
     ragged = 1 + 0.03 * rng.standard_normal(24)
-    blade = canvas.mask(np.concatenate([np.stack([x, width * ragged], 1), np.stack([x, -width * ragged[::-1]], 1)[::-1]]))
+    blade = canvas.mask(
+        np.concatenate([np.stack([x, width * ragged], 1), np.stack([x, -width * ragged[::-1]], 1)[::-1]])
+    )
     canvas.shadow(blade, style.uniform(0, 0.4))
     canvas.add(blade, f.paint(base, 1 + 0.1 * f.fractal(rng, canvas.size, 8)), 0.03, 0.3)
     vein = f.near(style, base, 0.4)
@@ -681,7 +716,12 @@ def plate_with_border(style: Rng, rng: Rng, canvas: Canvas) -> None:
     sheet = sheets[int(style.integers(len(sheets)))](style, rng, canvas.size)
     # Bars of any shape: sides may lie outside the picture, so only one or two borders show.
     w, h = style.uniform(1.2, 3.2), style.uniform(0.9, 3.2)
-    canvas.pose(0.5 + rng.normal(0, 0.03), 0.5 + rng.normal(0, 0.03), 0.46, float(style.choice([0, style.uniform(0, TAU)], p=[0.7, 0.3]) + rng.normal(0, 0.02)))
+    canvas.pose(
+        0.5 + rng.normal(0, 0.03),
+        0.5 + rng.normal(0, 0.03),
+        0.46,
+        float(style.choice([0, style.uniform(0, TAU)], p=[0.7, 0.3]) + rng.normal(0, 0.02)),
+    )
     piece = canvas.mask(f.box(w, h, style.choice([0, style.uniform(0, 0.4)])))
     canvas.shadow(piece, style.uniform(0, 0.4))
     canvas.add(piece, sheet, style.uniform(0.004, 0.02), 0.4)
@@ -705,4 +745,11 @@ def sheet_with_fittings(style: Rng, rng: Rng, canvas: Canvas) -> None:
         slot = canvas.line(f.turn(np.array([[-radius, 0], [radius, 0]]), rng.uniform(0, TAU), x, y) * 0.999, 0.02)
         canvas.add(slot * 0.8, base * 0.3, solid=False)
     if f.chance(style, 0.5):
-        _print(style, canvas, style.uniform(-0.4, 0.4), style.uniform(-0.6, 0.6), style.uniform(0.2, 0.4), f.contrasting(style, base, 0.25))
+        _print(
+            style,
+            canvas,
+            style.uniform(-0.4, 0.4),
+            style.uniform(-0.6, 0.6),
+            style.uniform(0.2, 0.4),
+            f.contrasting(style, base, 0.25),
+        )

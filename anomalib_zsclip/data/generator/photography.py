@@ -59,7 +59,11 @@ class Shot:
         self.jpeg = int(style.integers(35, 95)) if f.chance(style, 0.35 * wild) else 0
         self.band = None
         if wild > 0.5 and f.chance(style, 0.08):  # a dark or bright margin, as in scans and crops
-            self.band = (int(style.integers(4)), int(size * style.uniform(0.03, 0.25)), float(style.choice([0.0, 0.03, 1.0])))
+            self.band = (
+                int(style.integers(4)),
+                int(size * style.uniform(0.03, 0.25)),
+                float(style.choice([0.0, 0.03, 1.0])),
+            )
 
     def take(self, image: Array) -> Array:
         """Photograph a scene ``(size, size, 3)`` in [0, 1]; returns uint8 RGB of the same shape."""
@@ -69,10 +73,7 @@ class Shot:
             image = np.rot90(image, side).copy()
             image[:width] = value
             image = np.ascontiguousarray(np.rot90(image, -side))
-        if self.grey:
-            image = np.repeat((image @ self.weights)[..., None], 3, 2)
-        else:
-            image = image * self.tint
+        image = np.repeat((image @ self.weights)[..., None], 3, 2) if self.grey else image * self.tint
         image = f.blur(image, self.blur)
         if self.contrast != 1.0 or self.level:
             image = (image - 0.5) * self.contrast + 0.5 + self.level

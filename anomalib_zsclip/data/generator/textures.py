@@ -180,8 +180,7 @@ def corduroy(style: Rng, rng: Rng, size: int) -> Array:
     a, _ = _threads(style, rng, size, 5, 32)
     wave, sharp = 0.5 + 0.5 * np.cos(TAU * a), f.log_uniform(style, 0.3, 3)
     depth = style.uniform(0.15, 0.7)
-    image = f.paint(base, 1 - depth + depth * np.power(wave, sharp) + 0.04 * f.fractal(rng, size, 24, 0.8, 2))
-    return image
+    return f.paint(base, 1 - depth + depth * np.power(wave, sharp) + 0.04 * f.fractal(rng, size, 24, 0.8, 2))
 
 
 def plaid(style: Rng, rng: Rng, size: int) -> Array:
@@ -217,7 +216,7 @@ def marble(style: Rng, rng: Rng, size: int) -> Array:
     """Polished stone with soft veins."""
     base = f.colour(style, grey=0.6, low=0.3)
     vein = f.contrasting(style, base, 0.2)
-    u, v = f.rotated(size, _angle(style, rng))
+    _u, v = f.rotated(size, _angle(style, rng))
     field = np.sin(TAU * style.uniform(1, 4) * v + 2.2 * f.fractal(rng, size, 3, 0.6, 4))
     veins = np.power(1 - np.abs(field), f.log_uniform(style, 2, 9))
     return f.blend(f.paint(base, 1 + 0.04 * f.fractal(rng, size, 4)), vein, veins * style.uniform(0.2, 0.6))
@@ -307,7 +306,7 @@ def bricks(style: Rng, rng: Rng, size: int) -> Array:
 def cardboard(style: Rng, rng: Rng, size: int) -> Array:
     """Cardboard or paper with fibres and faint flutes."""
     base = f.earthy(style) if f.chance(style, 0.7) else f.colour(style, low=0.5)
-    u, v = f.rotated(size, _angle(style, rng))
+    _u, v = f.rotated(size, _angle(style, rng))
     flutes = style.uniform(0, 0.06) * np.sin(TAU * f.log_uniform(style, 12, 40) * v)
     fibres = style.uniform(0.01, 0.05) * f.smooth_noise(rng, size, size * 0.12, size * 0.6)
     return f.paint(base, 1 + flutes + fibres + 0.03 * f.fractal(rng, size, 3))
@@ -367,7 +366,9 @@ def noise_field(style: Rng, rng: Rng, size: int) -> Array:
         other = f.near(style, first, 0.25) if f.chance(style, 0.6) else f.colour(style)
         cells, rough, ratio = f.log_uniform(style, 2, 50), style.uniform(0.3, 1), f.log_uniform(style, 0.2, 5)
         field = f.fractal(rng, size, cells, rough, 3, ratio)
-        image = f.blend(image, other, style.uniform(0.3, 1) * f.step(field, style.uniform(-0.8, 0.8), style.uniform(0.1, 3)))
+        image = f.blend(
+            image, other, style.uniform(0.3, 1) * f.step(field, style.uniform(-0.8, 0.8), style.uniform(0.1, 3))
+        )
     return image
 
 

@@ -1,0 +1,176 @@
+"""The built-in tiny CLIP: a real CLIP that open_clip loads, small, quick, and trained."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import normalize
+
+from anomalib_zsclip.clip import ClipBackbone
+from anomalib_zsclip.clip.loading import BUILTIN_FOLDER
+from anomalib_zsclip.data import generator as gen
+
+TOOL = Path(__file__).parents[2] / "tools" / "train_builtin_clip.py"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    """The training script as a module."""
+    spec = importlib.util.spec_from_file_location("train_builtin_clip", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def open_clip_model(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
+    """Our configuration and weights in open_clip's own model."""
+    folder = tmp_path_factory.mktemp("configs")
+    shutil.copy(BUILTIN_FOLDER / "config.json", folder / "zsclip-builtin.json")
+    open_clip.add_model_config(folder)
+    model = open_clip.create_model("zsclip-builtin").eval()
+    model.load_state_dict(load_file(BUILTIN_FOLDER / "model.safetensors"))
+    return model
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    """Eight generated images as the tower takes them."""
+    rng = np.random.default_rng(0)
+    pixels = np.stack([gen.generate("knit", None, 128, rng).image for _ in range(8)])
+    return torch.from_numpy(pixels).float().div(127.5).sub(1).permute(0, 3, 1, 2)
+
+
+def test_open_clip_gives_the_same_embeddings(open_clip_model: torch.nn.Module, images: torch.Tensor) -> None:
+    backbone = ClipBackbone.load("builtin")
+    texts = ["a photo of a damaged bottle.", "flawless", "a cropped photo of the xqvw without scratch."]
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images), open_clip_model.encode_image(images), atol=1e-5, rtol=0)
+        expected = open_clip_model.encode_text(open_clip.tokenize(texts))
+        torch.testing.assert_close(backbone.encode_text(texts), expected, atol=1e-5, rtol=0)
+
+
+def test_the_weights_are_small_finite_and_half_precision() -> None:
+    path = BUILTIN_FOLDER / "model.safetensors"
+    assert path.stat().st_size <= 20 * 2**20
+    for name, tensor in load_file(path).items():
+        assert tensor.dtype == torch.float16, name
+        assert torch.isfinite(tensor).all(), name
+
+
+def test_heads_can_be_inferred_from_the_widths() -> None:
+    config = json.loads((BUILTIN_FOLDER / "config.json").read_text())
+    assert config["vision_cfg"]["head_width"] == 64
+    assert config["text_cfg"]["heads"] == config["text_cfg"]["width"] // 64
+    assert config["vision_cfg"]["layers"] % 4 == 0, "SDP reads four equal stages"
+
+
+def test_loading_and_the_first_image_take_under_five_seconds() -> None:
+    began = time.process_time()
+    backbone = ClipBackbone.load("builtin")
+    with torch.no_grad():
+        backbone(torch.zeros(1, 3, 128, 128))
+    assert time.process_time() - began < 5
+
+
+def test_the_training_forward_equals_open_clip(
+    tool: ModuleType, open_clip_model: torch.nn.Module, images: torch.Tensor
+) -> None:
+    tokens = open_clip.tokenize(["a photo of a cracked thing", "x"])
+    with torch.no_grad():
+        features = tool.encode_image(open_clip_model, images, torch.float32, values=True)
+        ours = tool.join(open_clip_model, features.blocks[-1][:, 0])
+        torch.testing.assert_close(ours, normalize(open_clip_model.encode_image(images), dim=-1), atol=1e-5, rtol=0)
+        expected = normalize(open_clip_model.encode_text(tokens), dim=-1)
+        torch.testing.assert_close(tool.encode_text(open_clip_model, tokens), expected, atol=1e-5, rtol=0)
+    assert len(features.values) == len(features.blocks) == 8
+
+
+def test_a_training_step_lowers_the_loss_and_is_deterministic(tool: ModuleType) -> None:
+    def run() -> list[float]:
+        torch.manual_seed(0)
+        model, texts = tool.build_model(), tool.Texts()
+        tool.initialise(model, torch.randn(2000, 192, generator=torch.Generator().manual_seed(1)))
+        pairs = [tool.draw_pair(0, i) for i in range(4)]
+        side = 32
+        shrink = lambda image: tool.cv2.resize(image, (side, side), interpolation=tool.cv2.INTER_AREA)  # noqa: E731
+        batch = torch.from_numpy(np.stack([shrink(p.good) for p in pairs] + [shrink(p.bad) for p in pairs]))
+        cover = torch.from_numpy(np.stack([tool.cv2.resize(p.mask, (4, 4)) / 255 for p in pairs])).float()
+        meta = np.array([[tool.FAMILIES.index(p.family), tool.KINDS.index(p.defect)] for p in pairs])
+        matrices = [
+            p for n, p in model.named_parameters() if n.startswith("visual.") and "resblocks" in n and p.ndim == 2
+        ]
+        optimizer = tool.Muon(matrices)
+        totals = []
+        for _ in range(3):
+            rng = np.random.default_rng(3)
+            terms = tool.losses(model, texts, batch, cover, meta, rng, torch.float32, values=True, kinds=True)
+            total = sum(terms.values())
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            totals.append(float(total.detach()))
+        return totals
+
+    first, again = run(), run()
+    assert first == again
+    assert first[-1] < first[0]
+
+
+def test_muon_makes_updates_orthogonal(tool: ModuleType) -> None:
+    matrices = torch.randn(3, 40, 24, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(tool.Muon._orthogonal(matrices).float())
+    assert values.min() > 0.5
+    assert values.max() < 1.4
+
+
+def test_pairs_are_a_function_of_seed_and_number(tool: ModuleType) -> None:
+    first, again = tool.draw_pair(1, 5), tool.draw_pair(1, 5)
+    np.testing.assert_array_equal(first.bad, again.bad)
+    assert not gen.FAMILIES[first.family].held_out
+    assert not gen.DEFECTS[first.defect].held_out
+
+
+def test_matching_captions_are_those_of_the_product_in_its_state(tool: ModuleType) -> None:
+    meta = np.array([[0, 0], [1, 1]])
+    for seed in range(20):
+        captions, match = tool.contrastive_captions(np.random.default_rng(seed), meta)
+        assert len(captions) == 4
+        assert (match.diagonal() == 1).all(), "each image has its own caption"
+        assert match[0, 1] == match[1, 0] == 0, "another product's caption is wrong"
+        if match[0, 2]:
+            assert match[2, 2], "a caption that fits the good twin of a pair as well is neutral"
+
+
+def test_the_positive_rate_of_the_metric_is_right(tool: ModuleType) -> None:
+    assert tool.auroc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1])) == pytest.approx(0.75)
+    assert tool.auroc(np.zeros(4), np.array([0, 1, 0, 1])) == pytest.approx(0.5)
+
+
+def test_training_needs_no_anomalib() -> None:
+    code = f"import sys, runpy; runpy.run_path({str(TOOL)!r}, run_name='tool'); print('anomalib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False"
+
+
+def test_the_shipped_weights_localise_on_families_they_never_saw(
+    tool: ModuleType, open_clip_model: torch.nn.Module
+) -> None:
+    scores = tool.monitor(open_clip_model, tool.Texts(), seed=5, count=48)
+    assert scores["image"] > 0.6
+    assert scores["block8"] > 0.75
+    assert abs(scores["block8"] - scores["refined"]) < 0.05
+    assert abs(scores["block8"] - scores["staged"]) < 0.05

@@ -121,7 +121,7 @@ class WinClipInBenchmark(WinClip):
 
     def setup(self, stage: str) -> None:
         """Wait for the data module, which knows the category."""
-        if self.trainer.datamodule is not None:
+        if getattr(self.trainer, "datamodule", None) is not None:
             super().setup(stage)
 
     def val_dataloader(self) -> list[object]:

@@ -60,7 +60,7 @@ class MonotonePostProcessor(PostProcessor):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Batch,
-        *args: Any,
+        *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Collect what thresholds and ranges are made of."""
@@ -78,6 +78,9 @@ class MonotonePostProcessor(PostProcessor):
         scores, peaks = self._normal_scores, self._normal_peaks
         saw_anomalies, self._saw_anomalies = self._saw_anomalies, False
         self._normal_scores, self._normal_peaks = [], []
+        several = trainer is not None and trainer.world_size > 1
+        if several:  # all processes must decide alike: some may have seen normal images alone
+            saw_anomalies = trainer.strategy.reduce_boolean_decision(saw_anomalies, all=False)
         if saw_anomalies:
             super().on_validation_epoch_end(trainer, pl_module)
             self.source.fill_(LABELLED_DATA)
@@ -90,7 +93,11 @@ class MonotonePostProcessor(PostProcessor):
         ):
             metric.reset()
         if scores and sum(map(len, scores)):
-            self.decide_from_normal(torch.cat(scores), torch.cat(peaks))
+            values = torch.stack([torch.cat(scores), torch.cat(peaks)])  # [2, n]
+            if several:  # all images are normal here, so that all processes have the same number of them
+                gathered = pl_module.all_gather(values.to(pl_module.device))  # [processes, 2, n]
+                values = gathered.cpu().transpose(0, 1).flatten(1)  # [2, processes * n]
+            self.decide_from_normal(*values)
 
     def decide_from_normal(self, scores: Tensor, peaks: Tensor) -> None:
         """Set thresholds and ranges from normal images.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 COLD, HOT = 0.4, 0.8
 """Map values up to ``COLD`` leave the image as it is; from ``HOT`` on the colour is strongest."""
 STRENGTH = 0.7
+BATCHES_WAITING = 2
+"""Batches whose pictures may wait to be drawn, which bounds the memory."""
 CAPTION_HEIGHT = 24
 CONTOUR_COLOR = (255, 0, 0)
 
@@ -34,6 +39,8 @@ class FixedScaleVisualizer(ImageVisualizer):
 
     def __init__(self, field_size: tuple[int, int] = (256, 256), output_dir: str | Path | None = None) -> None:
         super().__init__(field_size=field_size, output_dir=output_dir)
+        self._pool: ThreadPoolExecutor | None = None
+        self._pending: deque[Future[None]] = deque()
 
     def visualize(self, predictions: Any) -> Any:  # noqa: ANN401 - any of anomalib's items and batches
         """Draw one item, or all items of a batch.
@@ -95,11 +102,12 @@ class FixedScaleVisualizer(ImageVisualizer):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Save the pictures of a batch."""
+        """Have the pictures of a batch drawn while the model goes on."""
         del pl_module, outputs, batch_idx, dataloader_idx
         if self.output_dir is None:
             self.output_dir = Path(trainer.default_root_dir) / "images"
         datamodule = getattr(trainer, "datamodule", None)
+        jobs = []
         for item in batch:
             filename = generate_output_filename(
                 input_path=item.image_path or "",
@@ -107,9 +115,43 @@ class FixedScaleVisualizer(ImageVisualizer):
                 dataset_name=getattr(datamodule, "name", None),
                 category=getattr(datamodule, "category", None),
             )
+            jobs.append((item, filename))
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pictures")
+        while len(self._pending) >= BATCHES_WAITING:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._save, jobs))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the last pictures."""
+        del trainer, pl_module
+        self._finish()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the last pictures."""
+        del trainer, pl_module
+        self._finish()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Wait for the pictures of the batches that are done."""
+        del trainer, pl_module, exception
+        with suppress(Exception):  # the first exception is the one to show
+            self._finish()
+
+    def _save(self, jobs: list[tuple[Any, Path]]) -> None:
+        for item, filename in jobs:
             # The fastest compression: the smallest would take longer than a small model's inference.
-            options: dict[str, Any] = {"compress_level": 1} if filename.suffix.lower() == ".png" else {}
+            options = {"compress_level": 1} if filename.suffix.lower() == ".png" else {}
             self.draw(item).save(filename, **options)
+
+    def _finish(self) -> None:
+        # No thread stays behind: the model, with this callback in it, must be one that can be copied and saved.
+        pool, self._pool = self._pool, None
+        pending, self._pending = self._pending, deque()
+        if pool is not None:
+            pool.shutdown()
+        for picture in pending:
+            picture.result()
 
 
 def _photo(item: Any) -> Image.Image:  # noqa: ANN401

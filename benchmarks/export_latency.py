@@ -24,6 +24,7 @@ import onnxruntime
 import openvino
 import torch
 from anomalib.deploy import CompressionType
+from anomalib.models.components import AnomalibModule
 
 from anomalib_zsclip import AnomalyClip, ClipAd, RandomWordClip, ZsClip
 
@@ -34,6 +35,7 @@ Runtime = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def main() -> None:
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description="Latency and drift of exported models on a CPU.")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["ZsClip"])
     parser.add_argument("--backbone", default="builtin")
@@ -66,7 +68,8 @@ def main() -> None:
         options.output.write_text(json.dumps({"machine": machine, "results": records}, indent=2) + "\n")
 
 
-def measure(name: str, model: Any, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(name: str, model: AnomalibModule, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Make one record for each runtime and batch size."""
     runtimes = make_runtimes(model, folder, options.threads)
     height, width = model.input_size
     records = []
@@ -85,7 +88,7 @@ def measure(name: str, model: Any, folder: Path, options: argparse.Namespace) ->
     return records
 
 
-def make_runtimes(model: Any, folder: Path, threads: int) -> dict[str, tuple[Runtime, float]]:
+def make_runtimes(model: AnomalibModule, folder: Path, threads: int) -> dict[str, tuple[Runtime, float]]:
     """Functions from images to outputs, and the size of their files in megabytes."""
 
     def eager(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -116,6 +119,7 @@ def make_runtimes(model: Any, folder: Path, threads: int) -> dict[str, tuple[Run
 
 
 def openvino_runtime(path: Path, precision: str, threads: int) -> Runtime:
+    """Compile for the CPU, with float32 or with the precision that OpenVINO takes by itself."""
     config: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     if precision == "f32":
         config["INFERENCE_PRECISION_HINT"] = "f32"
@@ -129,6 +133,7 @@ def openvino_runtime(path: Path, precision: str, threads: int) -> Runtime:
 
 
 def size_of(folder: Path) -> float:
+    """Megabytes of all files."""
     return sum(path.stat().st_size for path in folder.iterdir()) / 2**20
 
 

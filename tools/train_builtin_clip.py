@@ -270,7 +270,7 @@ def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
         a = a.view(n, heads, length, 64).transpose(1, 2).reshape(n, length, width)
         x = x + block.attn.out_proj(a)
         x = x + block.mlp(block.ln_2(x))
-    x = model.ln_final(x)[torch.arange(n), ends]
+    x = model.ln_final(x)[torch.arange(n, device=x.device), ends]
     return F.normalize(x @ model.text_projection, dim=-1)
 
 
@@ -443,6 +443,17 @@ def patch_loss(logits: Tensor, cover: Tensor, positive: float = 8.0) -> Tensor:
     return (weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum() / weight.sum()
 
 
+def twin_loss(logits: Tensor, cover: Tensor) -> Tensor:
+    """A defective patch must score higher than the same patch of the good twin, which cancels all that they share.
+
+    Args:
+        logits: patch logits ``[2B, L]``, good ones first.
+        cover: covered share of the patches ``[B, L]``.
+    """
+    good, bad = logits.chunk(2)
+    return (F.softplus(good - bad) * cover).sum() / cover.sum().clamp(min=1e-3)
+
+
 def losses(
     model: nn.Module, texts: Texts, images: Tensor, cover: Tensor, meta: np.ndarray, rng: np.random.Generator,
     dtype: torch.dtype, values: bool, kinds: bool,
@@ -489,7 +500,7 @@ def losses(
     loss = F.binary_cross_entropy_with_logits(state, is_bad[:, None].expand_as(state), reduction="none")
     out["state"] = (loss * asked).sum() / asked.sum()
     mean_state = state.mean(1)
-    out["pair"] = 0.5 * F.softplus(mean_state[:half] - mean_state[half:]).mean()
+    out["pair"] = F.softplus(mean_state[:half] - mean_state[half:]).mean()
     # AnomalyCLIP reads the class token without the last layer norm.
     raw = SCALE * (join(model, last, norm=False) @ (anomalous - normal).mean(0))
     out["raw"] = 0.1 * F.binary_cross_entropy_with_logits(raw, is_bad)
@@ -510,6 +521,7 @@ def losses(
     maps = {name: SCALE * (tokens @ direction) for name, tokens in local.items()}
     for name, logit in maps.items():
         out[name] = weights[name] * patch_loss(logit, flat)
+        out[f"{name} twin"] = 0.5 * weights[name] * twin_loss(logit, flat)
     if values:
         staged = torch.stack([maps[f"stage{i}"] for i in range(1, 5)]).mean(0)
         out["staged"] = 0.7 * patch_loss(staged, flat)
@@ -601,9 +613,9 @@ def batch_plan(progress: float, rng: np.random.Generator) -> tuple[int, int]:
     table = (
         [(64, 0.9), (96, 0.1)]
         if progress < 0.35
-        else [(64, 0.25), (80, 0.2), (96, 0.4), (128, 0.15)]
+        else [(64, 0.4), (80, 0.2), (96, 0.3), (128, 0.1)]
         if progress < 0.75
-        else [(64, 0.1), (80, 0.15), (96, 0.4), (128, 0.3), (160, 0.05)]
+        else [(64, 0.15), (80, 0.15), (96, 0.4), (128, 0.27), (160, 0.03)]
     )
     sides, weights = zip(*table, strict=True)
     side = int(rng.choice(sides, p=weights))

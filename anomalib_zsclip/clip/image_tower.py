@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomalib_zsclip.errors import ArgumentError
+
 OpenClipModule = Any
 """A module of open_clip, which has no types: its parameters are read by their names."""
 
@@ -82,7 +84,7 @@ class FeatureRequest:
         )
 
     def check(self, layers: int) -> None:
-        """Raise ``ValueError`` where the request leaves a tower of ``layers`` blocks."""
+        """Raise ``ArgumentError`` where the request leaves a tower of ``layers`` blocks."""
         for name, blocks, first in (
             ("tokens", self.tokens, 0),
             ("attention_tokens", self.attention_tokens, 1),
@@ -91,11 +93,11 @@ class FeatureRequest:
             outside = sorted(block for block in blocks if not first <= block <= layers)
             if outside:
                 msg = f"{name}={outside} is outside the image tower, which has blocks {first} to {layers}."
-                raise ValueError(msg)
+                raise ArgumentError(msg)
         backwards = sorted(pair for pair in self.value_value if pair[0] > pair[1])
         if backwards:
             msg = f"value_value={backwards}: the first block of a range must not come after its last."
-            raise ValueError(msg)
+            raise ArgumentError(msg)
 
 
 def forward_image_tower(

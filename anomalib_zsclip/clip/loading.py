@@ -13,17 +13,22 @@ from typing import Any
 
 import open_clip
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from anomalib_zsclip.archives import check_archive
 from anomalib_zsclip.errors import BackboneError
+
+from .torchscript import read_torchscript
 
 logger = logging.getLogger(__name__)
 
 BUILTIN = "builtin"
 AUTO = "auto"
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
+LARGEST_WEIGHT = 1e6
+"""No CLIP has larger weights; those of published ones stay below 100."""
+
 PROBE_SECONDS = 4.0
 """How long ``auto`` waits for an answer before it takes the machine to be offline."""
 
@@ -196,7 +201,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     try:
         raw = load_file(path) if path.suffix == ".safetensors" else _read_torch_file(path)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"The weight file {path} is damaged or holds pickled Python objects, which are not loaded because they "
+            "can run any code. Save the plain state dict, best as .safetensors."
+        )
+        raise BackboneError(msg) from error
+    except Exception as error:
+        # Damaged archives raise whatever their parser stumbles over.
         msg = f"The weight file {path} cannot be read: it is damaged, cut short, or of another format ({error})."
         raise BackboneError(msg) from error
     for wrapper in ("state_dict", "model"):
@@ -214,19 +226,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch_file(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        msg = (
-            f"The weight file {path} is damaged or holds pickled Python objects, which are not loaded because they "
-            "can run any code. Save the plain state dict, best as .safetensors."
-        )
-        raise BackboneError(msg) from error
     except RuntimeError as error:
         if "TorchScript" not in str(error):
             raise
-    # A TorchScript archive is read by torch's own parser, which creates no Python objects of the file's choosing.
-    return torch.jit.load(path, map_location="cpu").state_dict()
+    return read_torchscript(path)
 
 
 def infer_config(
@@ -318,8 +324,9 @@ def build_model(config: Config, state_dict: Mapping[str, Tensor], source: str) -
         if tuple(given[key].shape) != shape:
             msg = f"{source} is of another architecture: {key} is {tuple(given[key].shape)} instead of {shape}."
             raise BackboneError(msg)
-        if not torch.isfinite(given[key]).all():
-            msg = f"{source} is damaged: {key} has values that are not finite."
+        # A flipped bit can make a value finite and still so large that every score becomes NaN.
+        if not (given[key].abs() <= LARGEST_WEIGHT).all():
+            msg = f"{source} is damaged: {key} has values that are not finite or beyond {LARGEST_WEIGHT:g}."
             raise BackboneError(msg)
     model.load_state_dict({key: given[key] for key in wanted}, assign=True)
     # The only buffer outside the state dict: open_clip's own encode_text needs it.

@@ -23,7 +23,9 @@ from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
 from anomalib.utils.path import resolve_dataset_root
 from torchvision.transforms.v2 import Transform
 
-from .generator import FAMILIES, RECIPE_VERSION, generate
+from anomalib_zsclip.errors import ArgumentError
+
+from .generator import RECIPE_VERSION, generate
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +94,9 @@ class SyntheticDefects(AnomalibDataModule):
         >>> datamodule = SyntheticDefects(category="bearing", image_size=128)
         >>> datamodule.prepare_data()
         >>> datamodule.setup()
+
+    Raises:
+        ArgumentError: If an argument cannot work; the message names it and says what would.
     """
 
     def __init__(
@@ -176,10 +181,10 @@ class SyntheticDefects(AnomalibDataModule):
         """Write all images beside the target and move them into place, so that no half-made set is ever seen."""
         logger.info("Making the images of %s in %s.", self.category, self.folder)
         product = CATEGORIES[self.category]
-        jobs = [("train/good", None, i) for i in range(self.num_train)]
+        jobs: list[tuple[str, str | None, int]] = [("train/good", None, i) for i in range(self.num_train)]
         jobs += [("test/good", None, i) for i in range(self.num_test_good)]
-        for defect in product.defects:
-            jobs += [(f"test/{defect}", defect, i) for i in range(self.num_test_per_defect)]
+        for kind in product.defects:
+            jobs += [(f"test/{kind}", kind, i) for i in range(self.num_test_per_defect)]
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=self.folder.parent))
         try:
@@ -214,26 +219,16 @@ def _check(
     if category not in CATEGORIES:
         near = difflib.get_close_matches(str(category), CATEGORIES, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        msg = f"Unknown category {category!r} of SyntheticDefects.{hint} Known categories: {', '.join(CATEGORIES)}."
-        raise ValueError(msg)
+        msg = f"category={category!r} is unknown to SyntheticDefects.{hint} Known categories: {', '.join(CATEGORIES)}."
+        raise ArgumentError(msg)
     if image_size < 32:
-        msg = f"image_size is {image_size}, but images of fewer than 32 pixels a side show no defects."
-        raise ValueError(msg)
+        msg = f"image_size={image_size} must be at least 32: smaller images show no defects."
+        raise ArgumentError(msg)
     counts = {"num_train": num_train, "num_test_good": num_test_good, "num_test_per_defect": num_test_per_defect}
     for name, value in counts.items():
         if value < 1:
-            msg = f"{name} is {value}, but every split of SyntheticDefects needs at least 1 image."
-            raise ValueError(msg)
+            msg = f"{name}={value} must be at least 1: no split of SyntheticDefects may be empty."
+            raise ArgumentError(msg)
     if seed is not None and seed < 0:
-        msg = f"seed is {seed}, but must not be negative."
-        raise ValueError(msg)
-
-
-def describe() -> str:
-    """One line per category: its family, defects, and what the built-in CLIP has not seen."""
-    lines = []
-    for name, product in CATEGORIES.items():
-        family = FAMILIES[product.family]
-        new = "not seen in training" if family.held_out else "seen in training"
-        lines.append(f"{name}: {family.kind}, {new}; {', '.join(product.defects)}")
-    return "\n".join(lines)
+        msg = f"seed={seed} must not be negative."
+        raise ArgumentError(msg)

@@ -16,7 +16,7 @@ from anomalib_zsclip.losses import dice_loss, focal_loss
 from anomalib_zsclip.maps import enlarge, enlarge_and_smooth, tokens_to_grid
 from anomalib_zsclip.prompts.learned import OFFICIAL, PromptLearner, load_prompts
 
-from .base import IMAGE_SCORES, HeadOutput, LearnableHead, combine_image_score
+from .base import IMAGE_SCORES, HeadOutput, LearnableHead, check_smoothing, combine_image_score
 
 BUILTIN_PROMPTS = loading.BUILTIN_FOLDER / "anomaly_clip_prompts.safetensors"
 """Prompts that this package ships for the built-in backbone."""
@@ -78,8 +78,9 @@ class AnomalyClipHead(LearnableHead):
         for name, value in (("n_ctx", n_ctx), ("depth", depth), ("t_n_ctx", t_n_ctx)):
             _require(value >= 1, f"{name}={value} must be at least 1.")
         _require(value_value_blocks is None or value_value_blocks >= 0, f"{value_value_blocks=} must not be negative.")
-        _require(temperature > 0, f"temperature={temperature} must be greater than 0.")
-        _require(sigma >= 0, f"sigma={sigma} must not be negative.")
+        # Below, cosines over the temperature leave float32's range and the softmax becomes NaN.
+        _require(1e-6 <= temperature < float("inf"), f"temperature={temperature} must be finite and at least 1e-6.")
+        check_smoothing(sigma)
         _require(image_score in IMAGE_SCORES, f"image_score={image_score!r} must be one of {', '.join(IMAGE_SCORES)}.")
         _require(layers is None or len(layers) > 0, "layers=[] must name at least one block, or be None for the last.")
         self.prompts_file = prompts

@@ -26,6 +26,14 @@ class HeadOutput(NamedTuple):
 
 
 IMAGE_SCORES = ("text", "map_max", "mean")
+LARGEST_SIGMA = 1000.0
+
+
+def check_smoothing(sigma: float) -> None:
+    """Raise ``ArgumentError`` if ``sigma`` is no width of a Gaussian in pixels; 0 is for no smoothing."""
+    if not 0 <= sigma <= LARGEST_SIGMA:
+        msg = f"sigma={sigma!r} must be a number of pixels from 0 (no smoothing) to {LARGEST_SIGMA:g}."
+        raise ArgumentError(msg)
 
 
 def combine_image_score(kind: str, score: Tensor, anomaly_map: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.maps import enlarge_and_smooth, tokens_to_grid
 from anomalib_zsclip.prompts.random_words import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, random_word_prompts
 
-from .base import Head, HeadOutput, combine_image_score
+from .base import IMAGE_SCORES, Head, HeadOutput, check_smoothing, combine_image_score
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,19 @@ class RandomWordHead(Head):
             raise ArgumentError(msg)
         if centering not in ("none", "text"):
             msg = f"centering={centering!r} must be 'none' or 'text'."
+            raise ArgumentError(msg)
+        check_smoothing(sigma)
+        if not 0 <= text_noise < float("inf"):
+            msg = f"text_noise={text_noise!r} must be 0 or a positive finite number."
+            raise ArgumentError(msg)
+        if hidden < 1 or window_chunk < 1:
+            msg = f"hidden={hidden!r} and window_chunk={window_chunk!r} must be at least 1."
+            raise ArgumentError(msg)
+        if not scales or any(not isinstance(scale, int) or scale < 1 for scale in scales):
+            msg = f"scales={scales!r} must be a list of at least one side of a window in patches."
+            raise ArgumentError(msg)
+        if image_score not in IMAGE_SCORES:
+            msg = f"image_score={image_score!r} must be one of {', '.join(IMAGE_SCORES)}."
             raise ArgumentError(msg)
         self.recipe: dict[str, Any] = {
             "count": prompts_per_class,

@@ -17,7 +17,7 @@ from anomalib_zsclip.precision import full_precision
 from anomalib_zsclip.prompts import representative_vector, state_sentences
 from anomalib_zsclip.prompts.representative import check_rvs
 
-from .base import IMAGE_SCORES, Head, HeadOutput, combine_image_score
+from .base import IMAGE_SCORES, Head, HeadOutput, check_smoothing, combine_image_score
 
 LOGIT_SCALE = 100.0
 STAGES = 4
@@ -82,9 +82,7 @@ class SdpHead(Head):
         super().__init__()
         self.depth = backbone.layers
         self.layers = _check_layers(layers, self.depth)
-        if not sigma >= 0:
-            msg = f"sigma={sigma!r} must be 0 (no smoothing) or a positive number of pixels."
-            raise ArgumentError(msg)
+        check_smoothing(sigma)
         if image_score not in IMAGE_SCORES:
             msg = f"image_score={image_score!r} must be one of {', '.join(IMAGE_SCORES)}."
             raise ArgumentError(msg)

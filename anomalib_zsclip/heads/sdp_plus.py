@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from anomalib_zsclip.archives import check_archive
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.losses import dice_loss, focal_loss
@@ -56,8 +57,8 @@ class SdpPlusHead(LearnableHead):
 
     def __init__(self, sdp: SdpHead, backbone: ClipBackbone, learning_rate: float = 1e-4) -> None:
         super().__init__()
-        if not learning_rate > 0:
-            msg = f"learning_rate={learning_rate!r} must be positive; the paper's is 1e-4."
+        if not 0 < learning_rate < float("inf"):
+            msg = f"learning_rate={learning_rate!r} must be positive and finite; the paper's is 1e-4."
             raise ArgumentError(msg)
         self.sdp = sdp
         self.learning_rate = learning_rate
@@ -245,6 +246,7 @@ def _read_linear_layers(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         msg = (
@@ -252,7 +254,8 @@ def _read_linear_layers(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str
             'can run any code. Save it as torch.save({"linear_layers": state_dict}) with tensors only.'
         )
         raise CheckpointError(msg) from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        # Damaged archives raise whatever their parser stumbles over.
         msg = f"The SDP+ checkpoint {path} cannot be read: it is damaged or of another format ({error})."
         raise CheckpointError(msg) from error
     tensors: Any = content.get("linear_layers") if isinstance(content, Mapping) else None

@@ -15,7 +15,7 @@ from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
 from anomalib_zsclip.heads.base import LearnableHead
 from anomalib_zsclip.learning import LearningMixin
 
-from .zero_shot_mixin import ZeroShotMixin, read_backbone_arguments
+from .zero_shot_mixin import ZeroShotMixin, read_backbone_arguments, resolve_size, scaled_sigma
 
 BACKBONE = ("ViT-L-14-336", "openai")
 PAPER_SIZE = 518
@@ -45,7 +45,7 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         layers: Blocks whose patches are compared. Default: the last one.
         value_value_blocks: Blocks, from the last backwards, of the refined stream. Default: 19 of 24, in proportion.
         temperature: Temperature of the softmax over the two sentences.
-        sigma: Gaussian smoothing of the map in pixels.
+        sigma: Gaussian smoothing of the map in pixels. Default: 4 at 518 px, in proportion.
         image_score: ``"text"`` (paper), ``"map_max"`` or ``"mean"``; see the head.
         round_prompts: Round deep prompts to float16 as the published program; default: for published prompts.
         pre_processor: anomalib component, or whether to use the default one.
@@ -71,7 +71,7 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         layers: Sequence[int] | None = None,
         value_value_blocks: int | None = None,
         temperature: float = 0.07,
-        sigma: float = 4.0,
+        sigma: float | None = None,
         image_score: str = "text",
         round_prompts: bool | None = None,
         pre_processor: nn.Module | bool = True,
@@ -81,6 +81,9 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
     ) -> None:
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         clip = read_backbone_arguments(backbone, pretrained, BACKBONE, "bilinear")
+        if image_size is None and (clip.image_size, clip.patch_size) == (336, 14):
+            image_size = PAPER_SIZE
+        size = resolve_size(image_size, clip)
         head = AnomalyClipHead(
             checkpoint,
             learn=learn,
@@ -90,18 +93,16 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
             layers=layers,
             value_value_blocks=value_value_blocks,
             temperature=temperature,
-            sigma=sigma,
+            sigma=scaled_sigma(sigma, 4.0, PAPER_SIZE, size),
             image_score=image_score,
             round_prompts=round_prompts,
         )
-        if image_size is None and (clip.image_size, clip.patch_size) == (336, 14):
-            image_size = PAPER_SIZE
         self.learn, self.epochs = learn, epochs
         self.token_cache, self.cache_budget_gb = token_cache, cache_budget_gb
         self.assemble(
             clip,
             {"anomaly_clip": head},
-            image_size=image_size,
+            image_size=size,
             precision=precision,
             pre_processor=pre_processor,
         )

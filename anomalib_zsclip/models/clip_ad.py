@@ -18,7 +18,7 @@ from anomalib_zsclip.heads.sdp import SdpHead
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.learning import LearningMixin
 
-from .zero_shot_mixin import ZeroShotMixin, read_backbone_arguments
+from .zero_shot_mixin import ZeroShotMixin, read_backbone_arguments, resolve_size, scaled_sigma
 
 BACKBONE = ("ViT-B-16-plus-240", "laion400m_e31")
 VARIANTS = ("sdp", "sdp+")
@@ -46,7 +46,7 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc
         token_cache: Run the tower once per auxiliary image and learn from cached tokens.
         cache_budget_gb: Memory that cached tokens may take before they go to a file.
         layers: Blocks whose tokens are compared. Default: the ends of the four stages.
-        sigma: Gaussian smoothing of the map in pixels.
+        sigma: Gaussian smoothing of the map in pixels. Default: 8 at 240 px, in proportion.
         rvs: Representative vector selection: ``"mean"``, ``"pca"``, ``"kde"``, ``"dbscan"`` or ``"mean_shift"``.
         rvs_params: Parameters of ``rvs``, for example ``{"eps": 1.5, "min_samples": 25}``.
         domain: Prompt ensemble: ``"industrial"`` or ``"medical"``.
@@ -74,7 +74,7 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc
         token_cache: bool = True,
         cache_budget_gb: float = 4.0,
         layers: Sequence[int] | None = None,
-        sigma: float = 8.0,
+        sigma: float | None = None,
         rvs: str = "dbscan",
         rvs_params: dict[str, float] | None = None,
         domain: str = "industrial",
@@ -94,10 +94,11 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc
             msg = "variant='sdp' has nothing to learn or to load: use variant='sdp+' with learn=True or checkpoint=."
             raise ArgumentError(msg)
         clip = read_backbone_arguments(backbone, pretrained, BACKBONE, "bicubic")
+        size = resolve_size(image_size, clip)
         sdp = SdpHead(
             clip,
             layers=layers,
-            sigma=sigma,
+            sigma=scaled_sigma(sigma, 8.0, 240, size),
             rvs=rvs,
             rvs_params=rvs_params,
             domain=domain,
@@ -117,7 +118,7 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc
         self.assemble(
             clip,
             {variant.replace("+", "_plus"): head},
-            image_size=image_size,
+            image_size=size,
             precision=precision,
             pre_processor=pre_processor,
             class_name=class_name,

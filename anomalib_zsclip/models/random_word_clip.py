@@ -13,7 +13,7 @@ from torch import nn
 from anomalib_zsclip.heads.random_word import RandomWordHead
 from anomalib_zsclip.prompts.random_words import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES
 
-from .zero_shot_mixin import ZeroShotMixin, read_backbone_arguments
+from .zero_shot_mixin import ZeroShotMixin, read_backbone_arguments, resolve_size, scaled_sigma
 
 BACKBONE = ("ViT-B-16-plus-240", "laion400m_e31")
 
@@ -43,7 +43,7 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
         blocks: See the head.
         scales: See the head.
         window_chunk: See the head.
-        sigma: See the head.
+        sigma: Gaussian smoothing of the map in pixels. Default: 4 at 240 px, in proportion.
         image_score: ``"text"``, ``"map_max"`` or ``"mean"``; see the head.
         seed: See the head.
         text_cache: See the head.
@@ -77,7 +77,7 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
         blocks: tuple[int, int] | None = None,
         scales: Sequence[int] = (2, 3),
         window_chunk: int = 256,
-        sigma: float = 4.0,
+        sigma: float | None = None,
         image_score: str = "text",
         seed: int = 0,
         text_cache: bool = True,
@@ -88,6 +88,7 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
     ) -> None:
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         clip = read_backbone_arguments(backbone, pretrained, BACKBONE, "bicubic")
+        size = resolve_size(image_size, clip)
         head = RandomWordHead(
             clip.embed_dim,
             prompts_per_class=prompts_per_class,
@@ -103,7 +104,7 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
             blocks=blocks,
             scales=scales,
             window_chunk=window_chunk,
-            sigma=sigma,
+            sigma=scaled_sigma(sigma, 4.0, 240, size),
             image_score=image_score,
             seed=seed,
             text_cache=text_cache,
@@ -111,7 +112,7 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
         self.assemble(
             clip,
             {"random_word": head},
-            image_size=image_size,
+            image_size=size,
             precision=precision,
             pre_processor=pre_processor,
         )

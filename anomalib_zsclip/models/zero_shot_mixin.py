@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import pickle
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 from torchmetrics.classification import BinaryAveragePrecision
+from typing_extensions import Self
 
+from anomalib_zsclip.archives import check_archive
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.clip.backbone import OPENAI_MEAN, OPENAI_STD
-from anomalib_zsclip.errors import ArgumentError, CheckpointError, ImageReadError
+from anomalib_zsclip.errors import ArgumentError, CheckpointError, ImageReadError, ZsClipError
 from anomalib_zsclip.heads.base import Head
+from anomalib_zsclip.heads.few_shot import FewShotMemory
 from anomalib_zsclip.post_processing import NO_DATA, MonotonePostProcessor
 from anomalib_zsclip.pre_processing import ClipPreProcessor
 from anomalib_zsclip.predictions_file import PredictionsFile
@@ -30,6 +35,9 @@ from .normal_images import find_normal_images, load_batches, pick
 from .zero_shot_model import ZeroShotModel
 
 logger = logging.getLogger(__name__)
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for images that it cannot read."""
 
 BACKBONE_PREFIX = "model.backbone."
 DEFAULT_CLASS_NAME = "object"
@@ -59,7 +67,7 @@ class ZeroShotMixin(LightningModule):
         backbone: ClipBackbone,
         heads: dict[str, Head],
         *,
-        image_size: int | Sequence[int] | None,
+        image_size: tuple[int, int],
         precision: str,
         pre_processor: object,
         class_name: str | None = None,
@@ -70,7 +78,7 @@ class ZeroShotMixin(LightningModule):
         Args:
             backbone: The frozen CLIP.
             heads: The heads by name.
-            image_size: Side, or (height, width), that images are resized to. Default: the backbone's native size.
+            image_size: Height and width that images are resized to; see :func:`resolve_size`.
             precision: ``"float32"``, ``"bf16"``, ``"fp16"``, or ``"auto"``.
             pre_processor: The constructor's argument; ``True`` asks for the default one.
             class_name: What the images show; ``None`` takes the data module's category, else "object".
@@ -79,14 +87,16 @@ class ZeroShotMixin(LightningModule):
         if precision not in ("float32", "bf16", "fp16", "auto"):
             msg = f"precision={precision!r} must be 'float32', 'bf16', 'fp16' or 'auto'."
             raise ArgumentError(msg)
+        if class_name is not None and not isinstance(class_name, str):
+            msg = f"class_name={class_name!r} must be a text: what the images show."
+            raise ArgumentError(msg)
         self.model = ZeroShotModel(backbone, heads, **model_arguments)
         self.class_name = class_name
         self.precision_name = precision
         self._compiled_class: str | None = None
         self._from_checkpoint = False
-        size = _as_size(image_size, backbone)
         if pre_processor is True:
-            self.pre_processor: PreProcessor | None = ClipPreProcessor.for_size(size, backbone.mean, backbone.std)
+            self.pre_processor: PreProcessor | None = ClipPreProcessor.for_size(image_size, backbone.mean, backbone.std)
 
     # ------------------------------------------------------------------ text side
     def prepare(self, trainer: Trainer | None = None) -> None:
@@ -126,10 +136,21 @@ class ZeroShotMixin(LightningModule):
         """Compile the text side, fill the memory, and decide from normal images if there was no validation data."""
         self.on_validation_start()
         self.decide(self.trainer)
+        if isinstance(self.post_processor, MonotonePostProcessor):
+            logger.info("Decisions from %s.", self.post_processor.describe())
 
     def on_predict_start(self) -> None:
         """Compile the text side, fill the memory, and decide from normal images if there was no validation data."""
         self.on_test_start()
+
+    def teardown(self, stage: str) -> None:
+        """Decide from the training images where there was nothing to validate on: Lightning then skips its hooks."""
+        super().teardown(stage)
+        undecided = isinstance(self.post_processor, MonotonePostProcessor) and int(self.post_processor.source) == NO_DATA
+        if stage == "validate" and undecided and find_normal_images(self.normal_dir, self.trainer) is not None:
+            self.prepare(self.trainer)
+            self.fill_memory(self.trainer)
+            self.decide(self.trainer)
 
     # ------------------------------------------------------------------ normal images
     @torch.no_grad()
@@ -156,7 +177,7 @@ class ZeroShotMixin(LightningModule):
 
     @torch.no_grad()
     def decide(self, trainer: Trainer | None = None) -> None:
-        """Set the thresholds from normal images, where no validation data did; say in one line what they come from."""
+        """Set the thresholds from normal images, where no validation data did."""
         post_processor = self.post_processor
         if not isinstance(post_processor, MonotonePostProcessor):
             return
@@ -173,7 +194,6 @@ class ZeroShotMixin(LightningModule):
                 scores.append(verdict.pred_score)
                 peaks.append(verdict.anomaly_map.amax(dim=(-2, -1)))  # type: ignore[union-attr]
             post_processor.decide_from_normal(torch.cat(scores), torch.cat(peaks))  # type: ignore[arg-type]
-        logger.info("Decisions from %s.", post_processor.describe())
 
     def _normal_batches(self, dataset: Any, indices: list[int], batch_size: int = 8) -> Iterator[Tensor]:  # noqa: ANN401
         transform = self.pre_processor.transform if self.pre_processor else None
@@ -269,8 +289,41 @@ class ZeroShotMixin(LightningModule):
         checkpoint["zsclip_backbone"] = self.model.backbone.identity.as_dict()
         checkpoint["zsclip_class_name"] = self._compiled_class
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
+        """Load a model without executing anything in the file; arguments as Lightning's.
+
+        Raises:
+            CheckpointError: If the file is damaged, holds pickled code, or does not fit.
+        """
+        try:
+            check_archive(checkpoint_path)
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        except (ZsClipError, FileNotFoundError):
+            raise
+        except pickle.UnpicklingError as error:
+            msg = (
+                f"The checkpoint {checkpoint_path} is damaged or holds pickled Python objects, which are not loaded "
+                "because they can run any code."
+            )
+            raise CheckpointError(msg) from error
+        except Exception as error:
+            # Damaged archives and foreign contents raise whatever their reader stumbles over.
+            msg = (
+                f"The checkpoint {checkpoint_path} cannot be loaded: it is damaged, of another format, or of another "
+                f"model ({type(error).__name__}: {error})."
+            )
+            raise CheckpointError(msg) from error
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the backbone is the one that the checkpoint was made with, and put its weights back."""
+        path = getattr(self._trainer, "ckpt_path", None)
+        if path is not None and Path(path).is_file():
+            try:
+                check_archive(path)
+            except zipfile.BadZipFile as error:
+                msg = f"The checkpoint {path} is damaged: {error}."
+                raise CheckpointError(msg) from error
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get("zsclip_backbone")
         own = self.model.backbone.identity
@@ -287,6 +340,11 @@ class ZeroShotMixin(LightningModule):
             )
             raise CheckpointError(msg)
         state = checkpoint["state_dict"]
+        for key, value in state.items():
+            # Those of the post-processor are NaN as long as it has seen no data.
+            if key.startswith("model.") and not torch.isfinite(value).all():
+                msg = f"The checkpoint is damaged: {key} has values that are not finite."
+                raise CheckpointError(msg)
         _fit_buffers(self, state)
         state.update({BACKBONE_PREFIX + key: value for key, value in self.model.backbone.state_dict().items()})
         self._compiled_class = checkpoint.get("zsclip_class_name")
@@ -320,18 +378,36 @@ class ZeroShotMixin(LightningModule):
 
 
 class UnreadableImages(Callback):
-    """Names the files where a data loader stumbles over an image that cannot be read."""
+    """Names the files where a data loader stumbles over an image that cannot be read, or would read it wrongly."""
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse images whose values anomalib's reader would cut off at 255."""
+        del pl_module
+        deep = [path for path in _image_paths(trainer) if _is_deep(path)]
+        if deep:
+            msg = (
+                f"{len(deep)} image file(s) have one channel of more than 8 bits, which would be read as white: "
+                f"{_shown(deep)}. Convert them to 8 bits."
+            )
+            raise ImageReadError(msg)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As for a test."""
+        self.on_test_start(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Look for the unreadable files of the data sets in use."""
         del pl_module
-        if not isinstance(exception, (OSError, ValueError, SyntaxError)) or isinstance(exception, ImageReadError):
+        if not isinstance(exception, UNREADABLE) or isinstance(exception, ImageReadError):
             return
         bad = [path for path in _image_paths(trainer) if not _is_readable(path)]
         if bad:
-            shown = ", ".join(str(path) for path in bad[:5]) + (", ..." if len(bad) > 5 else "")
-            msg = f"{len(bad)} image file(s) cannot be read: {shown}. Remove or replace them."
+            msg = f"{len(bad)} image file(s) cannot be read: {_shown(bad)}. Remove or replace them."
             raise ImageReadError(msg) from None
+
+
+def _shown(paths: Sequence[Path]) -> str:
+    return ", ".join(str(path) for path in paths[:5]) + (", ..." if len(paths) > 5 else "")
 
 
 def _image_paths(trainer: Trainer) -> list[Path]:
@@ -350,13 +426,27 @@ def _image_paths(trainer: Trainer) -> list[Path]:
 def _is_readable(path: Path) -> bool:
     try:
         with Image.open(path) as image:
-            image.load()
-    except (OSError, ValueError, SyntaxError):
+            image.convert("RGB")
+    except UNREADABLE:
         return False
     return True
 
 
-def _as_size(image_size: int | Sequence[int] | None, backbone: ClipBackbone) -> tuple[int, int]:
+def _is_deep(path: Path) -> bool:
+    """Whether Pillow keeps the image in a mode whose conversion to RGB cuts off at 255: 16 or 32 bits of grey."""
+    try:
+        with Image.open(path) as image:
+            return image.mode.startswith(("I", "F"))
+    except UNREADABLE:
+        return False
+
+
+def resolve_size(image_size: int | Sequence[int] | None, backbone: ClipBackbone) -> tuple[int, int]:
+    """Height and width that images are resized to: a side or both given, or the backbone's native size.
+
+    Raises:
+        ArgumentError: If it is smaller than a patch or of another form.
+    """
     if image_size is None:
         return (backbone.image_size, backbone.image_size)
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -388,7 +478,8 @@ def _fit_buffers(module: torch.nn.Module, state: dict[str, Tensor]) -> None:
         except AttributeError:
             continue
         buffer = owner._buffers.get(name)
-        if buffer is not None and buffer.shape != value.shape:
+        unsized = buffer is not None and (not buffer.numel() or isinstance(owner, FewShotMemory))
+        if unsized and buffer.shape != value.shape:
             owner._buffers[name] = torch.empty_like(value, device=buffer.device)
 
 
@@ -399,3 +490,8 @@ def read_backbone_arguments(
     return ClipBackbone.load(
         backbone, str(pretrained) if pretrained is not None else None, auto=auto, position_mode=position_mode
     )
+
+
+def scaled_sigma(sigma: float | None, paper_sigma: float, paper_size: int, size: tuple[int, int]) -> float:
+    """Smoothing in pixels: as given, or the paper's in proportion to the image size."""
+    return paper_sigma * min(size) / paper_size if sigma is None else sigma

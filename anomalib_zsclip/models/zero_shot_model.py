@@ -113,7 +113,7 @@ def _normalized(weights: Mapping[str, float] | None, names: list[str]) -> dict[s
     if weights is None:
         return dict.fromkeys(names, 1 / len(names))
     own = {name: float(weights.get(name, 0.0)) for name in names}
-    if min(own.values()) < 0 or sum(own.values()) <= 0:
-        msg = f"weights={dict(weights)} must give weights >= 0, not all 0, to the heads {', '.join(names)}."
+    if not all(0 <= value < float("inf") for value in own.values()) or sum(own.values()) <= 0:
+        msg = f"weights={dict(weights)} must give finite weights >= 0, not all 0, to the heads {', '.join(names)}."
         raise ArgumentError(msg)
     return {name: value / sum(own.values()) for name, value in own.items()}

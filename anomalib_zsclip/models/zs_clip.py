@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from anomalib_zsclip.heads.sdp import SdpHead
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.post_processing import MonotonePostProcessor
 
-from .zero_shot_mixin import ZeroShotMixin, read_backbone_arguments
+from .zero_shot_mixin import ZeroShotMixin, read_backbone_arguments, resolve_size, scaled_sigma
 
 logger = logging.getLogger(__name__)
 
@@ -100,26 +100,31 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         names = _head_names(heads)
         clip = read_backbone_arguments(backbone, pretrained, BACKBONE, "bicubic")
+        size = resolve_size(image_size, clip)
+        # The papers' smoothing, in proportion to the image size.
+        random_word = {"sigma": scaled_sigma(None, 4.0, 240, size)} | (random_word or {})
+        sdp = {"sigma": scaled_sigma(None, 8.0, 240, size)} | (sdp or {})
+        anomaly_clip = {"sigma": scaled_sigma(None, 4.0, 518, size)} | (anomaly_clip or {})
         files = {
             "sdp_plus": sdp_plus_checkpoint or _shipped(clip, "sdp_plus.safetensors"),
             "anomaly_clip": anomaly_clip_checkpoint or _shipped(clip, "anomaly_clip_prompts.safetensors"),
         }
         absent = [name for name in names if name in files and files[name] is None]
-        if absent and heads is not None:
+        if absent:
             logger.info("Heads without weights for the backbone %r are left out: %s.", clip.name, ", ".join(absent))
         made: dict[str, Head] = {}
         for name in names:
             if name in absent:
                 continue
             if name == "random_word":
-                made[name] = RandomWordHead(clip.embed_dim, **(random_word or {}))
+                made[name] = RandomWordHead(clip.embed_dim, **random_word)
             elif name == "sdp":
-                made[name] = SdpHead(clip, **(sdp or {}))
+                made[name] = SdpHead(clip, **sdp)
             elif name == "sdp_plus":
-                made[name] = SdpPlusHead(SdpHead(clip, **(sdp or {})), clip)
+                made[name] = SdpPlusHead(SdpHead(clip, **sdp), clip)
                 made[name].load_linear_layers(files[name])  # type: ignore[operator]
             else:
-                made[name] = AnomalyClipHead(files[name], **(anomaly_clip or {}))
+                made[name] = AnomalyClipHead(files[name], **anomaly_clip)
         if k_shot < 0 or normal_images < 1:
             msg = f"k_shot={k_shot} must not be negative, and normal_images={normal_images} must be at least 1."
             raise ArgumentError(msg)
@@ -129,15 +134,15 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         self.assemble(
             clip,
             made,
-            image_size=image_size,
+            image_size=size,
             precision=precision,
             pre_processor=pre_processor,
             class_name=class_name,
             map_share=map_share,
-            memory=FewShotMemory() if k_shot else None,
+            memory=FewShotMemory(sigma=scaled_sigma(None, 4.0, 240, size)) if k_shot else None,
             memory_share=memory_share,
             namer=DefectNamer(clip.embed_dim, defect_words) if explain else None,
-            weights=None if weights is None else {_head_name(name): value for name, value in weights.items()},
+            weights=_head_weights(weights),
         )
 
 
@@ -147,6 +152,15 @@ def _head_name(name: str) -> str:
         msg = f"heads: {name!r} is unknown; it must be one of {', '.join(HEADS)}."
         raise ArgumentError(msg)
     return plain
+
+
+def _head_weights(weights: Mapping[str, float] | None) -> dict[str, float] | None:
+    if weights is None:
+        return None
+    if not isinstance(weights, Mapping):
+        msg = f"weights={weights!r} must be a mapping from heads to numbers, such as {{sdp: 0.7, random_word: 0.3}}."
+        raise ArgumentError(msg)
+    return {_head_name(name): value for name, value in weights.items()}
 
 
 def _head_names(heads: Sequence[str] | None) -> list[str]:

@@ -12,6 +12,8 @@ from anomalib_zsclip.errors import ArgumentError
 DOMAINS = ("industrial", "medical")
 KEYS = ("normal", "anomalous", "templates")
 PLACE = "{}"
+MOST_SENTENCES = 100_000
+"""More would take hours of the text tower; the paper's ensemble makes 418."""
 
 Ensemble = dict[str, list[str]]
 
@@ -40,6 +42,10 @@ def state_sentences(
         msg = f"domain={domain!r} must be one of {', '.join(DOMAINS)}; for your own lists give prompts=<YAML file>."
         raise ArgumentError(msg)
     ensemble = _built_in(domain) if prompts is None else read_ensemble(prompts)
+    count = (len(ensemble["normal"]) + len(ensemble["anomalous"])) * len(ensemble["templates"])
+    if count > MOST_SENTENCES:
+        msg = f"prompts={str(prompts)!r} makes {count} sentences of states and templates; {MOST_SENTENCES} are the most."
+        raise ArgumentError(msg)
     normal, anomalous = (
         [
             template.replace(PLACE, state.replace(PLACE, class_name))

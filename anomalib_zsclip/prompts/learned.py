@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from anomalib_zsclip.archives import check_archive
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 
@@ -157,6 +158,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_official(path: Path) -> dict[str, Tensor]:
     try:
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         msg = (

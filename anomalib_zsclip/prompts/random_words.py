@@ -55,9 +55,9 @@ def random_word_prompts(
     if not 1 <= count <= 1_000_000:
         msg = f"count={count} prompts per class: give a number from 1 to 1,000,000."
         raise ArgumentError(msg)
-    for name, (low, high) in (("words", words), ("letters", letters)):
-        if not 1 <= low <= high <= 64:
-            msg = f"{name}={(low, high)}: give the fewest and the most, from 1 to 64."
+    for name, bounds in (("words", words), ("letters", letters)):
+        if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1] <= 64:
+            msg = f"{name}={bounds!r}: give the fewest and the most, from 1 to 64."
             raise ArgumentError(msg)
     phrase_lists = {"normal_states": normal_states, "anomalous_states": anomalous_states, "templates": templates}
     for name, phrases in phrase_lists.items():
@@ -79,6 +79,6 @@ def check_phrases(name: str, phrases: Sequence[str]) -> None:
         msg = f"{name}={phrases!r}: give a list of at least one phrase."
         raise ArgumentError(msg)
     for phrase in phrases:
-        if not isinstance(phrase, str) or phrase.count("{}") != 1 or phrase.replace("{}", "").count("{"):
+        if not isinstance(phrase, str) or phrase.count("{}") != 1 or set(phrase.replace("{}", "")) & set("{}"):
             msg = f"{name}: the phrase {phrase!r} must have exactly one {{}}, where the name goes."
             raise ArgumentError(msg)

@@ -77,12 +77,15 @@ def check_rvs(method: str, params: Mapping[str, float]) -> dict[str, float]:
         msg = f"rvs={method!r} must be one of {', '.join(RVS_DEFAULTS)}."
         raise ArgumentError(msg)
     known = RVS_DEFAULTS[method]
+    if not isinstance(params, Mapping):
+        msg = f"rvs_params={params!r} must be a mapping from parameters to numbers, such as {{eps: 1.5}}."
+        raise ArgumentError(msg)
     for key, value in params.items():
         if key not in known:
             msg = f"rvs={method!r} has no parameter {key!r}; its parameters: {', '.join(known) or 'none'}."
             raise ArgumentError(msg)
-        if not value > 0:
-            msg = f"{key}={value!r} of rvs={method!r} must be positive; the paper's value is {known[key]}."
+        if not 1e-6 <= value < float("inf"):
+            msg = f"{key}={value!r} of rvs={method!r} must be positive and finite; the paper's value is {known[key]}."
             raise ArgumentError(msg)
     return {**known, **params}
 

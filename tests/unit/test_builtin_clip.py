@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +24,15 @@ from anomalib_zsclip.clip.loading import BUILTIN_FOLDER
 from anomalib_zsclip.data import generator as gen
 
 TOOL = Path(__file__).parents[2] / "tools" / "train_builtin_clip.py"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small matrices gain nothing from threads, and equal sums need an equal order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

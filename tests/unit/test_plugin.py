@@ -55,7 +55,7 @@ def test_importing_anomalib_alone_finds_us() -> None:
 
 def test_the_hook_is_small_and_can_be_switched_off() -> None:
     code = (
-        "import sys; before = set(sys.modules); import _anomalib_zsclip_hook as h; "
+        "import os, sys; before = set(sys.modules); import _anomalib_zsclip_hook as h; "
         "print(sorted(set(sys.modules) - before), any(f is h._AfterAnomalibModels for f in sys.meta_path))"
     )
     on = run(code, options=("-S",), PYTHONPATH=str(HOOK), ANOMALIB_ZSCLIP_DISABLE="")

@@ -111,7 +111,9 @@ def test_type_of_the_images_does_not_matter_beyond_their_rounding(
 
 
 @some
-@given(factor=st.floats(0.1, 50), weights=st.lists(st.floats(0, 5), min_size=5, max_size=5).filter(lambda w: sum(w) > 0.1))
+@given(
+    factor=st.floats(0.1, 50), weights=st.lists(st.floats(0, 5), min_size=5, max_size=5).filter(lambda w: sum(w) > 0.1)
+)
 def test_weights_of_the_heads_matter_up_to_a_factor(
     detector: ZeroShotModel, factor: float, weights: list[float]
 ) -> None:
@@ -211,7 +213,9 @@ def test_enlarging_and_smoothing_are_linear(
     combined = enlarge_and_smooth(a * x + b * y, size, sigma)
     separate = a * enlarge_and_smooth(x, size, sigma) + b * enlarge_and_smooth(y, size, sigma)
     torch.testing.assert_close(combined, separate, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(enlarge_and_smooth(x, size, sigma), smooth(enlarge(x, size), sigma), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        enlarge_and_smooth(x, size, sigma), smooth(enlarge(x, size), sigma), rtol=1e-4, atol=1e-5
+    )
 
 
 # ---------------------------------------------------------------------- heads
@@ -223,7 +227,9 @@ def test_length_of_a_feature_does_not_matter(seed: int, length: float, temperatu
     text = F.normalize(text, dim=-1)
     probabilities = class_probabilities(features, text, temperature)
     torch.testing.assert_close(probabilities.sum(dim=-1), torch.ones(5))
-    torch.testing.assert_close(class_probabilities(length * features, text, temperature), probabilities, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        class_probabilities(length * features, text, temperature), probabilities, atol=1e-4, rtol=0
+    )
 
 
 @many

@@ -9,6 +9,7 @@ import pytest
 import torch
 from anomalib.data.utils import ValSplitMode
 
+from anomalib_zsclip.data.generator import FAMILIES
 from anomalib_zsclip.data.synthetic_defects import CATEGORIES, SyntheticDefects
 
 SMALL = {"image_size": 48, "num_train": 2, "num_test_good": 2, "num_test_per_defect": 1}
@@ -37,6 +38,12 @@ def test_every_category_has_the_splits_of_mvtec(tmp_path: Path, category: str) -
     assert batch.gt_mask.shape == (2 + kinds, 48, 48)
     marked = batch.gt_mask.flatten(1).any(1)
     assert torch.equal(marked, batch.gt_label.bool()), "each defective image has a mask, good ones have none"
+
+
+def test_most_categories_are_new_to_the_built_in_clip() -> None:
+    new = [FAMILIES[product.family].held_out for product in CATEGORIES.values()]
+    assert sum(new) > 0.75 * len(new)
+    assert {FAMILIES[product.family].kind for product in CATEGORIES.values()} == {"texture", "object"}
 
 
 def test_the_defaults_are_small_and_complete() -> None:

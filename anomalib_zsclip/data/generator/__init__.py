@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -197,6 +198,7 @@ def _defects() -> dict[str, Defect]:
     return {defect.name: defect for defect in listed}
 
 
+T = TypeVar("T")
 FAMILIES: dict[str, Family] = _families()
 DEFECTS: dict[str, Defect] = _defects()
 _DONORS = (
@@ -253,7 +255,7 @@ def _streams(rng: Rng, style: int | None) -> tuple[list[Rng], list[Rng]]:
     return [np.random.default_rng([seed, k]) for k in range(3)], own
 
 
-def _lookup(table: dict, name: str, what: str):  # noqa: ANN202 - a Family or a Defect
+def _lookup(table: dict[str, T], name: str, what: str) -> T:
     if name not in table:
         msg = f"Unknown {what} {name!r}. Known: {', '.join(table)}."
         raise ValueError(msg)

@@ -430,7 +430,7 @@ def circuit(style: Rng, rng: Rng, size: int) -> Array:
     """Bare circuit board: parallel traces, bends and pads; the layout belongs to the product."""
     base = f.colour(style, grey=0.15, high=0.5)
     trace = f.contrasting(style, base, 0.15)
-    layout = np.zeros((size, size), np.float32)
+    layout: Array = np.zeros((size, size), np.float32)
     width = style.uniform(0.008, 0.02) * size
     for _ in range(int(style.integers(8, 22))):
         x, y = style.random(2)

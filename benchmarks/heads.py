@@ -1,0 +1,149 @@
+"""Each head alone, all of them, and all but one: on procedural images and on folders of real ones.
+
+    python benchmarks/heads.py
+    python benchmarks/heads.py --real path/to/magnetic_tile --k-shot 4
+
+One pass of the tower per image yields every head's verdict; the fusions are computed from those. Prints Markdown and writes
+JSON. ``--explain`` also prints how often the first word of an explanation is the true kind of defect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from anomalib.data import MVTecAD
+from anomalib.data.utils import ValSplitMode
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from anomalib_zsclip import SyntheticDefects, ZsClip
+from anomalib_zsclip.data.generator import FAMILIES
+from anomalib_zsclip.data.synthetic_defects import CATEGORIES
+
+KINDS = {"stain": "stain", "contamination": "contamination", "missing": "missing part", "colour": "wrong color",
+         "bent": "bent part", "cut": "cut", "scratch": "scratch", "crack": "crack", "hole": "hole", "dent": "dent",
+         "thread": "thread", "misprint": "misprint", "break": "broken edge", "fray": "fray"}  # fmt: skip
+
+
+class Verdicts:
+    """Scores and maps of all heads on one category."""
+
+    def __init__(self) -> None:
+        self.scores: dict[str, list[Tensor]] = defaultdict(list)
+        self.maps: dict[str, list[Tensor]] = defaultdict(list)
+        self.labels: list[Tensor] = []
+        self.masks: list[Tensor] = []
+
+    def metrics(self, weights: dict[str, float]) -> dict[str, float]:
+        """Metrics of a weighted mean."""
+        total = sum(weights.values())
+        score = sum(torch.cat(self.scores[name]) * weight / total for name, weight in weights.items())
+        maps = sum(torch.cat(self.maps[name]) * weight / total for name, weight in weights.items())
+        labels = torch.cat(self.labels).int().numpy()
+        masks = torch.cat(self.masks).numpy().ravel()
+        return {
+            "image AUROC": roc_auc_score(labels, score.numpy()),
+            "image AP": average_precision_score(labels, score.numpy()),
+            "map max AUROC": roc_auc_score(labels, maps.flatten(1).amax(1).numpy()),
+            "pixel AUROC": roc_auc_score(masks, maps.numpy().ravel()),
+        }
+
+
+@torch.no_grad()
+def run(model: ZsClip, data: MVTecAD, k_shot: int, named: Counter) -> Verdicts:
+    """Verdicts of all heads, and of the memory if there is one, on the test images."""
+    data.prepare_data()
+    data.setup()
+    model.prepare()
+    detector, verdicts = model.model, Verdicts()
+    if k_shot:
+        images = [model.pre_processor.transform(data.train_data[index].image) for index in range(k_shot)]
+        detector.memory.fill([detector.features(torch.stack(images))], detector.backbone)
+    for batch in data.test_dataloader():
+        images, masks = model.pre_processor.transform(batch.image, batch.gt_mask)
+        size = (images.shape[-2], images.shape[-1])
+        features = detector.features(images)
+        for name, output in detector.head_outputs(features, size).items():
+            verdicts.scores[name].append(output.score)
+            verdicts.maps[name].append(output.anomaly_map)
+        if k_shot:
+            maps = detector.memory(features, detector.backbone, size)
+            verdicts.scores["few_shot"].append(maps.amax(dim=(-2, -1)))
+            verdicts.maps["few_shot"].append(maps)
+        verdicts.labels.append(batch.gt_label)
+        verdicts.masks.append(masks.bool())
+        fused = torch.stack([verdicts.maps[name][-1] for name in detector.heads]).mean(0)
+        for path, text in zip(
+            batch.image_path, detector.namer.explain(features, detector.backbone, fused), strict=True
+        ):
+            kind = KINDS.get(Path(path).parent.name)
+            if kind:
+                named[kind, text.rsplit(" (", 2)[0].split(" (")[0]] += 1
+    return verdicts
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real", type=Path, nargs="*", default=[], help="category folders in the form of MVTec AD")
+    parser.add_argument("--data", default="./datasets/SyntheticDefects", help="where procedural images are written")
+    parser.add_argument("--backbone", default="builtin")
+    parser.add_argument("--pretrained")
+    parser.add_argument("--k-shot", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1, help="of the procedural images")
+    parser.add_argument("--explain", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+
+    sets: dict[str, list[MVTecAD]] = {"procedural": []}
+    for name, category in CATEGORIES.items():
+        if FAMILIES[category.family].held_out:
+            sets["procedural"].append(
+                SyntheticDefects(name, root=arguments.data, seed=arguments.seed, val_split_mode=ValSplitMode.NONE)
+            )
+    for folder in arguments.real:
+        sets[folder.name] = [
+            MVTecAD(folder.parent, folder.name, num_workers=0, val_split_mode=ValSplitMode.NONE, eval_batch_size=16)
+        ]
+
+    report: dict[str, dict[str, dict[str, float]]] = {}
+    for set_name, modules in sets.items():
+        named: Counter = Counter()
+        model = ZsClip(backbone=arguments.backbone, pretrained=arguments.pretrained, k_shot=arguments.k_shot)
+        all_verdicts = [run(model, data, arguments.k_shot, named) for data in tqdm(modules, desc=set_name)]
+        heads = list(model.model.heads)
+        rows = {name: {name: 1.0} for name in heads}
+        rows["all"] = dict.fromkeys(heads, 1.0)
+        if len(heads) > 2:
+            rows |= {f"all but {name}": dict.fromkeys([h for h in heads if h != name], 1.0) for name in heads}
+        if arguments.k_shot:
+            rows["few_shot"] = {"few_shot": 1.0}
+            rows["all + few_shot"] = {**dict.fromkeys(heads, 1 / len(heads)), "few_shot": 1.0}
+        report[set_name] = {}
+        print(f"\n**{set_name}** ({len(modules)} categories, mean)\n")
+        for row, weights in rows.items():
+            values = [verdicts.metrics(weights) for verdicts in all_verdicts]
+            mean = {key: float(np.mean([value[key] for value in values])) for key in values[0]}
+            if not report[set_name]:
+                print("| heads | " + " | ".join(mean) + " |\n|---|" + "---|" * len(mean))
+            report[set_name][row] = mean
+            print(f"| {row} | " + " | ".join(f"{value:.3f}" for value in mean.values()) + " |")
+        if arguments.explain and named:
+            total = sum(named.values())
+            right = sum(count for (kind, word), count in named.items() if kind == word)
+            print(f"\nFirst word right: {right / total:.3f} of {total}; chance {1 / 16:.3f}\n")
+            for kind in sorted({kind for kind, _ in named}):
+                words = Counter({word: count for (k, word), count in named.items() if k == kind})
+                print(f"  {kind:15s}", ", ".join(f"{word} {count}" for word, count in words.most_common(5)))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

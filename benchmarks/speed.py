@@ -1,0 +1,503 @@
+"""Speed and memory of the detectors, beside a plain CLIP tower and anomalib's WinCLIP in the same run.
+
+    python benchmarks/speed.py             # everything that this machine can do, in some ten minutes
+    python benchmarks/speed.py --quick     # the built-in backbone alone, in a minute or two
+
+Prints tables and writes ``speed.json``. The weights are random where a size is not the built-in one: times do not depend
+on them. Times are medians of rounds in which all candidates take turns, so that a busy machine slows all of them alike;
+the ratios are medians of the ratios within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+Row = dict[str, Any]
+
+SIZES = {
+    "builtin": ("builtin", 128),
+    "ViT-B-16-plus-240": ("ViT-B-16-plus-240", 240),
+    "ViT-L-14-336": ("ViT-L-14-336", 518),
+}
+"""Size -> architecture and side of the images in pixels."""
+
+SECTIONS = ("inference", "memory", "import", "cold", "text", "learning", "compile")
+PLAIN = "plain tower"
+WINCLIP = "anomalib WinClip"
+SLOW = ("RandomWordClip, windows", WINCLIP)
+"""Run many passes per image: measured for one image at a time, and not at the largest size."""
+
+
+# ---------------------------------------------------------------------- what is measured
+def make_clip(size: str, pixels: int | None = None) -> Any:  # noqa: ANN401 - an open_clip model
+    """An open_clip model in ``eval`` mode: the built-in one, or one of random weights for images of ``pixels``."""
+    import open_clip
+
+    from anomalib_zsclip.clip import ClipBackbone
+
+    name, side = SIZES[size]
+    if name == "builtin":
+        return ClipBackbone.load("builtin").clip
+    return open_clip.create_model(name, force_image_size=pixels or side).eval()
+
+
+def make_detector(model: str, clip: Any, window_chunk: int = 256) -> torch.nn.Module:  # noqa: ANN401
+    """A detector by its name in the tables, on a CLIP."""
+    from anomalib_zsclip.clip import ClipBackbone
+    from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
+    from anomalib_zsclip.heads.explanation import DefectNamer
+    from anomalib_zsclip.heads.random_word import RandomWordHead
+    from anomalib_zsclip.heads.sdp import SdpHead
+    from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
+    from anomalib_zsclip.models.zero_shot_model import ZeroShotModel
+
+    backbone = ClipBackbone(clip)
+    anomaly_clip = AnomalyClipHead(learn=True)
+    anomaly_clip.text_features = torch.nn.functional.normalize(torch.randn(2, backbone.embed_dim), dim=-1)
+    random_word = RandomWordHead(
+        backbone.embed_dim,
+        localization="window" if "windows" in model else "value_value",
+        window_chunk=window_chunk,
+    )
+    sdp = SdpHead(backbone)
+    heads = {
+        "RandomWordClip": {"random_word": random_word},
+        "RandomWordClip, windows": {"random_word": random_word},
+        "ClipAd SDP": {"sdp": sdp},
+        "ClipAd SDP+": {"sdp_plus": SdpPlusHead(sdp, backbone)},
+        "AnomalyClip": {"anomaly_clip": anomaly_clip},
+        "ZsClip, two heads": {"random_word": random_word, "sdp": sdp},
+    }
+    everything = {
+        "random_word": random_word,
+        "sdp": sdp,
+        "sdp_plus": SdpPlusHead(SdpHead(backbone), backbone),
+        "anomaly_clip": anomaly_clip,
+    }
+    namer = DefectNamer(backbone.embed_dim) if "defect names" in model else None
+    return ZeroShotModel(backbone, heads.get(model, everything), namer=namer).eval()
+
+
+DETECTORS = (
+    "RandomWordClip",
+    "ClipAd SDP",
+    "ClipAd SDP+",
+    "AnomalyClip",
+    "ZsClip, two heads",
+    "ZsClip, all heads",
+    "ZsClip, all heads, defect names",
+    "RandomWordClip, windows",
+)
+
+
+def make_winclip(clip: Any) -> torch.nn.Module:  # noqa: ANN401
+    """anomalib's own WinCLIP on this CLIP, in place of the one that it would download."""
+    import open_clip
+    from anomalib.models.image.winclip.torch_model import WinClipModel
+
+    with mock.patch.object(open_clip, "create_model_and_transforms", lambda *args, **kwargs: (clip, None, None)):
+        model = WinClipModel().eval()
+    model._text_embeddings = torch.nn.functional.normalize(torch.randn(2, clip.visual.output_dim), dim=-1)
+    return model
+
+
+def make_candidates(
+    size: str, models: Sequence[str], precision: str, batch: int, device: str
+) -> dict[str, Callable[[], object]]:
+    """Functions that score a batch once: the plain tower first, then the models."""
+    from anomalib_zsclip.clip.backbone import PRECISIONS
+
+    dtype = PRECISIONS[precision]
+    clip = make_clip(size).to(device)
+    images = torch.rand(batch, 3, SIZES[size][1], SIZES[size][1], device=device)
+    detectors = {}
+    for name in models:
+        if name == WINCLIP:
+            # A CLIP of its own: WinCLIP changes what the image tower returns.
+            detectors[name] = make_winclip(make_clip(size)).to(device)
+        else:
+            detectors[name] = make_detector(name, clip).to(device)
+    clip.visual.to(dtype)
+    rounded = images.to(dtype)
+    candidates: dict[str, Callable[[], object]] = {PLAIN: lambda: clip.visual(rounded)}
+    for name, detector in detectors.items():
+        call = detector.explain if "defect names" in name else detector
+        candidates[name] = lambda call=call: call(images)
+    return candidates
+
+
+# ---------------------------------------------------------------------- how it is measured
+def take_turns(
+    candidates: dict[str, Callable[[], object]], seconds: float, device: str = "cpu", least: int = 3, most: int = 50
+) -> dict[str, list[float]]:
+    """Times of each candidate in seconds, in rounds, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for number in range(most + 1):
+            for name, call in candidates.items():
+                before = time.perf_counter()
+                call()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                if number:
+                    times[name].append(time.perf_counter() - before)
+            if number == 0:
+                start = time.perf_counter()
+            elif number >= least and time.perf_counter() - start > seconds:
+                break
+    return times
+
+
+def ratio(times: Sequence[float], reference: Sequence[float]) -> float:
+    """Median of the ratios of the rounds."""
+    return statistics.median(mine / theirs for mine, theirs in zip(times, reference, strict=True))
+
+
+def work(task: str, **arguments: Any) -> Row:  # noqa: ANN401
+    """Run one of the tasks below in a process of its own and take the row that it prints."""
+    command = [sys.executable, __file__, "--task", task, "--arguments", json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return {**arguments, "error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"}
+    return {**arguments, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def peak_megabytes() -> float:
+    """Largest resident memory of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+# ---------------------------------------------------------------------- tasks in processes of their own
+def task_memory(size: str, model: str, batch: int, threads: int, pixels: int, window_chunk: int = 256) -> Row:
+    """Memory of the process before and at the first image, and the time of a pass."""
+    torch.set_num_threads(threads)
+    clip = make_clip(size, pixels)
+    images = torch.rand(batch, 3, pixels, pixels)
+    if model == WINCLIP:
+        call: Callable[[torch.Tensor], object] = make_winclip(clip)
+    else:
+        call = clip.visual if model == PLAIN else make_detector(model, clip, window_chunk)
+    loaded = peak_megabytes()
+    with torch.inference_mode():
+        start = time.perf_counter()
+        call(images)
+        seconds = time.perf_counter() - start
+    peak = peak_megabytes()
+    return {"loaded_mb": round(loaded), "peak_mb": round(peak), "images_mb": round(peak - loaded), "seconds": seconds}
+
+
+def task_import() -> Row:
+    """What the plugin adds to ``import anomalib.models``."""
+    start = time.perf_counter()
+    import anomalib.models  # noqa: F401
+
+    anomalib_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    import anomalib_zsclip  # noqa: F401
+
+    return {"anomalib_s": anomalib_seconds, "plugin_s": time.perf_counter() - start}
+
+
+def task_cold(model: str) -> Row:
+    """Import, load and score one image, with the texts in the cache or not."""
+    start = time.perf_counter()
+    import anomalib_zsclip
+
+    imported = time.perf_counter()
+    detector = getattr(anomalib_zsclip, model)(backbone="builtin").eval()
+    loaded = time.perf_counter()
+    with torch.inference_mode():
+        detector(torch.rand(1, 3, 256, 256))
+    end = time.perf_counter()
+    return {"import_s": imported - start, "load_s": loaded - imported, "first_image_s": end - loaded}
+
+
+TASKS: dict[str, Callable[..., Row]] = {"memory": task_memory, "import": task_import, "cold": task_cold}
+
+
+# ---------------------------------------------------------------------- sections
+def measure_inference(arguments: argparse.Namespace) -> list[Row]:
+    """Time per image of every model, beside the plain tower and WinCLIP."""
+    rows = []
+    for device in arguments.devices:
+        for size in arguments.sizes:
+            for precision in arguments.precisions:
+                if precision == "fp16" and device == "cpu":
+                    continue
+                for batch in arguments.batches:
+                    if size == "ViT-L-14-336" and batch > 1 and device == "cpu":
+                        continue
+                    rows += _inference_rows(arguments, device, size, precision, batch)
+    return rows
+
+
+def _inference_rows(arguments: argparse.Namespace, device: str, size: str, precision: str, batch: int) -> list[Row]:
+    models = [*DETECTORS, WINCLIP]
+    if batch > 1 or size == "ViT-L-14-336" or precision != "float32":
+        models = [name for name in models if name not in SLOW]
+    if size == "ViT-L-14-336" and device == "cpu":
+        models = ["AnomalyClip", "ZsClip, all heads"]
+    times = take_turns(make_candidates(size, models, precision, batch, device), arguments.seconds, device)
+    rows = []
+    for name, values in times.items():
+        median = statistics.median(values)
+        row = {
+            "device": device,
+            "size": f"{size} @ {SIZES[size][1]}",
+            "precision": precision,
+            "batch": batch,
+            "model": name,
+            "ms_per_image": 1000 * median / batch,
+            "of_plain": ratio(values, times[PLAIN]),
+            "rounds": len(values),
+        }
+        if WINCLIP in times:
+            row["times_faster_than_winclip"] = ratio(times[WINCLIP], values)
+        rows.append(row)
+    return rows
+
+
+def measure_memory(arguments: argparse.Namespace) -> list[Row]:
+    """Memory of a process that scores one batch."""
+    rows = []
+    for size in arguments.sizes:
+        models = [PLAIN, "ClipAd SDP", "ZsClip, all heads", "RandomWordClip, windows", WINCLIP]
+        if size == "ViT-L-14-336":
+            models = [PLAIN, "AnomalyClip"]
+        rows += [
+            work("memory", size=size, model=name, batch=1, threads=arguments.threads, pixels=SIZES[size][1])
+            for name in models
+        ]
+    return rows
+
+
+def measure_import(arguments: argparse.Namespace) -> list[Row]:
+    """What the plugin adds to the import of anomalib's models."""
+    with mock.patch.dict(os.environ, {"ANOMALIB_ZSCLIP_DISABLE": "1"}):
+        runs = [work("import") for _ in range(2 if arguments.quick else 5)]
+    return [{name: statistics.median(run[name] for run in runs) for name in ("anomalib_s", "plugin_s")}]
+
+
+def measure_cold(arguments: argparse.Namespace) -> list[Row]:
+    """Start of a process to its first score; first with an empty text cache, then with a filled one."""
+    rows = []
+    for model in ("RandomWordClip", "ZsClip"):
+        with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"ANOMALIB_ZSCLIP_CACHE": folder}):
+            for cache in ("cold", "warm"):
+                start = time.perf_counter()
+                row = work("cold", model=model)
+                rows.append({"model": model, "text_cache": cache, **row, "process_s": time.perf_counter() - start})
+    return rows
+
+
+def measure_text(arguments: argparse.Namespace) -> list[Row]:
+    """Set-up of the text side with an empty and with a filled cache."""
+    from anomalib_zsclip.clip import ClipBackbone
+    from anomalib_zsclip.heads.random_word import RandomWordHead
+    from anomalib_zsclip.heads.sdp import SdpHead
+
+    rows = []
+    for size in arguments.sizes:
+        if size == "ViT-L-14-336":
+            continue
+        backbone = ClipBackbone(make_clip(size))
+        recipes: dict[str, Callable[[], Any]] = {
+            "RandomWordClip": lambda backbone=backbone: RandomWordHead(backbone.embed_dim),
+            "ClipAd SDP": lambda backbone=backbone: SdpHead(backbone),
+        }
+        for name, make in recipes.items():
+            row: Row = {"size": size, "model": name}
+            with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, ANOMALIB_ZSCLIP_CACHE=folder):
+                for cache in ("cold", "warm"):
+                    start = time.perf_counter()
+                    make().setup(backbone, "bottle")
+                    row[f"{cache}_s"] = time.perf_counter() - start
+            rows.append(row)
+    return rows
+
+
+def measure_learning(arguments: argparse.Namespace) -> list[Row]:
+    """Time per epoch of 16 images with the tower in every epoch, and from cached tokens."""
+    from anomalib_zsclip.clip import ClipBackbone
+    from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
+    from anomalib_zsclip.heads.base import LearnableHead
+    from anomalib_zsclip.heads.sdp import SdpHead
+    from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
+
+    count, batch = 16, 8
+    rows = []
+    for size in arguments.sizes:
+        if size == "ViT-L-14-336":
+            continue
+        backbone, side = ClipBackbone(make_clip(size)), SIZES[size][1]
+        images, masks = torch.rand(count, 3, side, side), (torch.rand(count, side, side) > 0.9).float()
+        heads: dict[str, LearnableHead] = {
+            "ClipAd SDP+": SdpPlusHead(SdpHead(backbone), backbone),
+            "AnomalyClip": AnomalyClipHead(learn=True),
+        }
+        for name, head in heads.items():
+            head.setup(backbone, "object")
+            optimizer = head.configure_optimizer()
+
+            def tokens(part: slice, head: LearnableHead = head) -> dict[str, torch.Tensor]:
+                with torch.no_grad():
+                    features = backbone.forward_intermediates(images[part], head.request(backbone))  # noqa: B023
+                    return head.learning_inputs(features, backbone, ["object"] * len(features.class_token))  # noqa: B023
+
+            def epoch(inputs: Callable[[slice], dict[str, torch.Tensor]]) -> float:
+                start = time.perf_counter()
+                for first in range(0, count, batch):
+                    part = slice(first, first + batch)
+                    labels = torch.arange(batch) % 2
+                    loss = head.learning_loss(backbone, inputs(part), masks[part], labels)["loss"]  # noqa: B023
+                    optimizer.zero_grad()  # noqa: B023
+                    loss.backward()
+                    optimizer.step()  # noqa: B023
+                return time.perf_counter() - start
+
+            tokens(slice(0, 1))
+            without = [epoch(tokens) for _ in range(2)]
+            cache = {first: tokens(slice(first, first + batch)) for first in range(0, count, batch)}
+            cached = [epoch(lambda part, cache=cache: cache[part.start]) for _ in range(3)]
+            rows.append(
+                {
+                    "size": size,
+                    "model": name,
+                    "images": count,
+                    "epoch_without_cache_s": min(without),
+                    "epoch_with_cache_s": min(cached),
+                    "times_faster": min(without) / min(cached),
+                }
+            )
+    return rows
+
+
+def measure_compile(arguments: argparse.Namespace) -> list[Row]:
+    """A detector as it is, and after ``torch.compile``."""
+    rows = []
+    for size in arguments.sizes:
+        if size == "ViT-L-14-336":
+            continue
+        detector = make_detector("ZsClip, all heads", make_clip(size))
+        images = torch.rand(1, 3, SIZES[size][1], SIZES[size][1])
+        compiled = torch.compile(detector)
+        row: Row = {"size": size, "model": "ZsClip, all heads"}
+        try:
+            start = time.perf_counter()
+            with torch.inference_mode():
+                compiled(images)
+            row["compile_s"] = time.perf_counter() - start
+            times = take_turns({"eager": lambda: detector(images), "compiled": lambda: compiled(images)}, 10)  # noqa: B023
+            row |= {f"{name}_ms": 1000 * statistics.median(values) for name, values in times.items()}
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        rows.append(row)
+    return rows
+
+
+MEASURES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "inference": measure_inference,
+    "memory": measure_memory,
+    "import": measure_import,
+    "cold": measure_cold,
+    "text": measure_text,
+    "learning": measure_learning,
+    "compile": measure_compile,
+}
+
+
+# ---------------------------------------------------------------------- output
+def print_table(title: str, rows: Sequence[Row]) -> None:
+    """Print rows as a Markdown table."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_cell(row.get(name, "")) for name in columns] for row in rows]
+    widths = [max(len(name), *(len(line[index]) for line in cells)) for index, name in enumerate(columns)]
+    print(f"\n## {title}\n")
+    for line in (columns, ["-" * width for width in widths], *cells):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
+    sys.stdout.flush()
+
+
+def _cell(value: object) -> str:
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and abs(value) < 100
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def describe_machine(threads: int) -> Row:
+    """Processor, software and threads."""
+    import anomalib
+    import open_clip
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "open_clip": open_clip.__version__,
+        "anomalib": anomalib.__version__,
+    }
+
+
+def main() -> None:
+    """Run the sections."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the built-in backbone alone, few rounds")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"))
+    parser.add_argument("--precisions", nargs="+", choices=("float32", "bf16", "fp16"), default=("float32", "bf16"))
+    parser.add_argument("--batches", nargs="+", type=int, default=(1, 8))
+    parser.add_argument("--seconds", type=float, default=20.0, help="time per group of candidates, at least 3 rounds")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, default=Path("speed.json"))
+    parser.add_argument("--task", choices=list(TASKS), help=argparse.SUPPRESS)
+    parser.add_argument("--arguments", type=json.loads, default={}, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.task:
+        print(json.dumps(TASKS[arguments.task](**arguments.arguments)))
+        return
+    arguments.devices = arguments.devices or (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+    if arguments.quick:
+        arguments.sizes, arguments.seconds = ["builtin"], 2.0
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    results: Row = {"machine": describe_machine(arguments.threads)}
+    print_table("machine", [results["machine"]])
+    for section in arguments.sections:
+        results[section] = MEASURES[section](arguments)
+        print_table(section, results[section])
+        arguments.output.write_text(json.dumps(results, indent=2))
+    print(f"\nWritten to {arguments.output}.")
+
+
+if __name__ == "__main__":
+    main()

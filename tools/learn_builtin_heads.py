@@ -1,0 +1,120 @@
+"""Learn the heads that are shipped for the built-in backbone: SDP+'s linear layers and AnomalyCLIP's prompts.
+
+    python tools/learn_builtin_heads.py
+
+The auxiliary images are procedural, of the families and defects that are not held out, half of them normal. Losses and
+optimisers are the papers'; the data being larger and the backbone smaller than theirs, the number of epochs and SDP+'s
+learning rate are arguments. Deterministic for a seed; minutes on two CPU cores. To be run again whenever the built-in
+weights change: the files name the fingerprint of the backbone they belong to.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from anomalib_zsclip.clip import ClipBackbone
+from anomalib_zsclip.clip.loading import BUILTIN_FOLDER
+from anomalib_zsclip.data.generator import DEFECTS, FAMILIES, generate
+from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
+from anomalib_zsclip.heads.base import LearnableHead
+from anomalib_zsclip.heads.sdp import SdpHead
+from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
+from anomalib_zsclip.prompts.learned import save_prompts
+
+
+def auxiliary_images(count: int, size: int, seed: int) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Images uint8 ``[N, S, S, 3]``, masks in {0, 1} ``[N, S, S]`` and labels ``[N]``."""
+    rng = np.random.default_rng(seed)
+    families = [name for name, family in FAMILIES.items() if not family.held_out]
+    defects = [name for name, defect in DEFECTS.items() if not defect.held_out]
+    samples = []
+    for index in tqdm(range(count), desc="Auxiliary images"):
+        defect = str(rng.choice(defects)) if index % 2 else None
+        samples.append(generate(str(rng.choice(families)), defect, size, rng))
+    images = np.stack([sample.image for sample in samples])
+    masks = torch.from_numpy(np.stack([sample.mask for sample in samples]) > 0)
+    return images, masks.float(), masks.flatten(1).any(dim=1).long()
+
+
+def batches(backbone: ClipBackbone, images: np.ndarray, size: int = 32) -> Iterator[Tensor]:
+    """Normalised images ``[b, 3, S, S]``."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.std))
+    for start in range(0, len(images), size):
+        part = torch.from_numpy(images[start : start + size]).permute(0, 3, 1, 2).float() / 255
+        yield (part - mean) / std
+
+
+def learn(
+    head: LearnableHead,
+    backbone: ClipBackbone,
+    data: tuple[np.ndarray, Tensor, Tensor],
+    epochs: int,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Learn a head on tokens that the tower yields once."""
+    images, masks, labels = data
+    head.setup(backbone, "object")
+    request = head.request(backbone)
+    with torch.no_grad():
+        parts = [
+            head.learning_inputs(backbone.forward_intermediates(batch, request), backbone, ["object"] * len(batch))
+            for batch in tqdm(batches(backbone, images), total=-(-len(images) // 32), desc="Tokens")
+        ]
+    inputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    optimizer = head.configure_optimizer()
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(epochs):
+        total = 0.0
+        for rows in torch.randperm(len(labels), generator=generator).split(batch_size):
+            batch = {name: values[rows] for name, values in inputs.items()}
+            losses = head.learning_loss(backbone, batch, masks[rows], labels[rows])
+            optimizer.zero_grad()
+            losses["loss"].backward()
+            optimizer.step()
+            total += float(losses["loss"].detach()) * len(rows)
+        print(f"{type(head).__name__}: epoch {epoch + 1} of {epochs}, loss {total / len(labels):.4f}", flush=True)
+    head.finish_learning(backbone)
+
+
+def main() -> None:
+    """Learn both heads and write their files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sdp-plus-epochs", type=int, default=8)
+    parser.add_argument("--sdp-plus-rate", type=float, default=1e-3)
+    parser.add_argument("--prompt-epochs", type=int, default=6)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=BUILTIN_FOLDER)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+
+    backbone = ClipBackbone.load("builtin")
+    data = auxiliary_images(arguments.images, backbone.image_size, arguments.seed)
+    described = f"{arguments.images} procedural images, seed {arguments.seed}"
+
+    plus = SdpPlusHead(SdpHead(backbone), backbone, learning_rate=arguments.sdp_plus_rate)
+    learn(plus, backbone, data, arguments.sdp_plus_epochs, arguments.batch_size, arguments.seed)
+    plus.save_linear_layers(arguments.out / "sdp_plus.safetensors")
+
+    prompts = AnomalyClipHead(learn=True)
+    learn(prompts, backbone, data, arguments.prompt_epochs, arguments.batch_size, arguments.seed)
+    prompts.prompts.info["learned_from"] = described
+    save_prompts(prompts.prompts, arguments.out / "anomaly_clip_prompts.safetensors")
+    for name in ("sdp_plus.safetensors", "anomaly_clip_prompts.safetensors"):
+        path = arguments.out / name
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB, learned from {described}")
+
+
+if __name__ == "__main__":
+    main()

@@ -100,7 +100,10 @@ class CostEvaluator(Evaluator):
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401
         """Stop the clock, after the post-processor, and update the metrics."""
         _synchronize(pl_module.device)
-        self._batches.append((time.perf_counter() - self._start, len(args[1].image)))
+        batch = args[1]
+        self._batches.append((time.perf_counter() - self._start, len(batch.image)))
+        if batch.pred_score is not None:
+            batch.pred_score = batch.pred_score.flatten()  # PaDiM's and others' are [B, 1], which some metrics refuse
         super().on_test_batch_end(trainer, pl_module, *args)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

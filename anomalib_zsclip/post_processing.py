@@ -96,7 +96,7 @@ class MonotonePostProcessor(PostProcessor):
             values = torch.stack([torch.cat(scores), torch.cat(peaks)])  # [2, n]
             if several:  # all images are normal here, so that all processes have the same number of them
                 gathered = pl_module.all_gather(values.to(pl_module.device))  # [processes, 2, n]
-                values = gathered.cpu().transpose(0, 1).flatten(1)  # [2, processes * n]
+                values = torch.as_tensor(gathered).cpu().transpose(0, 1).flatten(1)  # [2, processes * n]
             self.decide_from_normal(*values)
 
     def decide_from_normal(self, scores: Tensor, peaks: Tensor) -> None:

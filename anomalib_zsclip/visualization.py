@@ -141,7 +141,7 @@ class FixedScaleVisualizer(ImageVisualizer):
     def _save(self, jobs: list[tuple[Any, Path]]) -> None:
         for item, filename in jobs:
             # The fastest compression: the smallest would take longer than a small model's inference.
-            options = {"compress_level": 1} if filename.suffix.lower() == ".png" else {}
+            options: dict[str, Any] = {"compress_level": 1} if filename.suffix.lower() == ".png" else {}
             self.draw(item).save(filename, **options)
 
     def _finish(self) -> None:
@@ -181,7 +181,8 @@ def _caption(item: Any) -> str:  # noqa: ANN401
         parts.append(f"score {float(_array(item.pred_score)):.2f}")
     if item.gt_label is not None:
         parts.append("truth: " + ("anomalous" if bool(_array(item.gt_label)) else "normal"))
-    if getattr(item, "explanation", None):
+    # What a defect is called says nothing about a part that is judged to have none.
+    if getattr(item, "explanation", None) and (item.pred_label is None or bool(_array(item.pred_label))):
         parts.append(str(item.explanation))
     return "  |  ".join(parts)
 

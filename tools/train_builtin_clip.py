@@ -125,7 +125,7 @@ class Feed:
         window: pairs to choose from.
     """
 
-    def __init__(self, ring: Ring, seed: int, used: int = 0, replay: float = 2.0, window: int = 4096) -> None:
+    def __init__(self, ring: Ring, seed: int, used: int = 0, replay: float = 2.0, window: int = 1024) -> None:
         self.ring, self.seed, self.used, self.replay, self.window = ring, seed, used, replay, window
         self.good, self.bad, self.mask, self.meta = ring.views()
         self.waited = 0.0
@@ -648,7 +648,7 @@ def main() -> None:
     step, used, images, elapsed = (saved[k] for k in ("step", "used", "images", "elapsed")) if saved else (0, 0, 0, 0.0)
 
     ring = Ring(args.slots, args.workers)
-    feed = Feed(ring, args.seed, used, window=args.slots // 2)
+    feed = Feed(ring, args.seed, used)
     first = max(0, 1024 + math.ceil(used / feed.replay) - feed.window)
     ring.oldest.value = first
     for worker in range(args.workers):

@@ -324,7 +324,7 @@ class ClipBackbone(nn.Module):
         key = (grid, self.position_mode, weights.device, weights.dtype)
         if key not in self._positions:
             # Made outside inference mode, so that it can be used in every mode.
-            with torch.inference_mode(mode=False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 self._positions[key] = resize_positional_embedding(weights.detach(), grid, self.position_mode)
         return self._positions[key]
 

@@ -129,14 +129,15 @@ class SdpPlusHead(LearnableHead):
             ``[layers, B, h, w]``.
         """
         direction = LOGIT_SCALE * (text[..., 1] - text[..., 0])  # [E] or [B, E]
-        direction = direction.reshape(-1, 1, direction.shape[-1], 1)  # [1 or B, 1, E, 1]
+        direction = direction.reshape(-1, 1, 1, direction.shape[-1])  # [1 or B, 1, 1, E]
         logits = []
         for index, layer in enumerate(cast(Iterable[nn.Linear], self.fc)):
             tokens = patch_tokens[:, index].to(dtype)
             embeddings = nn.functional.linear(tokens, layer.weight.to(dtype), layer.bias.to(dtype)).float()
             with full_precision(embeddings):
                 norms = embeddings.norm(dim=-1).clamp_min(1e-12)
-                logits.append((embeddings @ direction).squeeze(-1) / norms)
+                # Not a matrix product: OpenVINO would take the text for a weight of four dimensions and fail to compress it.
+                logits.append((embeddings * direction).sum(dim=-1) / norms)
         return torch.stack(logits)
 
     def learning_inputs(

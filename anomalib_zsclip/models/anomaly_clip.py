@@ -15,7 +15,7 @@ from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
 from anomalib_zsclip.heads.base import LearnableHead
 from anomalib_zsclip.learning import LearningMixin
 
-from .zero_shot_mixin import ZeroShotMixin, read_backbone_arguments, resolve_size, scaled_sigma
+from .zero_shot_mixin import IN_CHECKPOINT, ZeroShotMixin, read_backbone_arguments, resolve_size, scaled_sigma
 
 BACKBONE = ("ViT-L-14-336", "openai")
 PAPER_SIZE = 518
@@ -85,7 +85,7 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
             image_size = PAPER_SIZE
         size = resolve_size(image_size, clip)
         head = AnomalyClipHead(
-            checkpoint,
+            None if checkpoint == IN_CHECKPOINT else checkpoint,
             learn=learn,
             n_ctx=n_ctx,
             depth=depth,

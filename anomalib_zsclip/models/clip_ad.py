@@ -18,7 +18,7 @@ from anomalib_zsclip.heads.sdp import SdpHead
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.learning import LearningMixin
 
-from .zero_shot_mixin import ZeroShotMixin, read_backbone_arguments, resolve_size, scaled_sigma
+from .zero_shot_mixin import IN_CHECKPOINT, ZeroShotMixin, read_backbone_arguments, resolve_size, scaled_sigma
 
 BACKBONE = ("ViT-B-16-plus-240", "laion400m_e31")
 VARIANTS = ("sdp", "sdp+")
@@ -111,7 +111,7 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc
             head = plus = SdpPlusHead(sdp, clip, learning_rate=learning_rate)
             if checkpoint is None and not learn and clip.name == BUILTIN:
                 checkpoint = shipped_head("sdp_plus.safetensors")
-            if checkpoint is not None:
+            if checkpoint not in (None, IN_CHECKPOINT):
                 plus.load_linear_layers(checkpoint)
         self.learn, self.epochs = learn, epochs
         self.token_cache, self.cache_budget_gb = token_cache, cache_budget_gb

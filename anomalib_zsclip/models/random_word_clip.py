@@ -42,6 +42,7 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
         localization: ``"value_value"`` or ``"window"``; see the head.
         blocks: See the head.
         scales: See the head.
+        stride: See the head.
         window_chunk: See the head.
         sigma: Gaussian smoothing of the map in pixels. Default: 4 at 240 px, in proportion.
         image_score: ``"text"``, ``"map_max"`` or ``"mean"``; see the head.
@@ -71,11 +72,12 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
         anomalous_states: Sequence[str] = ANOMALOUS_STATES,
         templates: Sequence[str] = TEMPLATES,
         hidden: int = 256,
-        text_noise: float = 0.3,
+        text_noise: float = 1.0,
         centering: str = "none",
         localization: str = "value_value",
         blocks: tuple[int, int] | None = None,
         scales: Sequence[int] = (2, 3),
+        stride: int = 2,
         window_chunk: int = 256,
         sigma: float | None = None,
         image_score: str = "text",
@@ -103,6 +105,7 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
             localization=localization,
             blocks=blocks,
             scales=scales,
+            stride=stride,
             window_chunk=window_chunk,
             sigma=scaled_sigma(sigma, 4.0, 240, size),
             image_score=image_score,

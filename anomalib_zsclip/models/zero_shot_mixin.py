@@ -41,6 +41,10 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 BACKBONE_PREFIX = "model.backbone."
 DEFAULT_CLASS_NAME = "object"
+WEIGHT_FILES = ("checkpoint", "sdp_plus_checkpoint", "anomaly_clip_checkpoint")
+"""Arguments that name files with learned parameters."""
+IN_CHECKPOINT = "(in the checkpoint)"
+"""What a checkpoint has in place of such a file: it holds the parameters, and the file may be gone."""
 
 
 class AveragePrecision(AnomalibMetric, BinaryAveragePrecision):  # type: ignore[misc]
@@ -146,7 +150,9 @@ class ZeroShotMixin(LightningModule):
     def teardown(self, stage: str) -> None:
         """Decide from the training images where there was nothing to validate on: Lightning then skips its hooks."""
         super().teardown(stage)
-        undecided = isinstance(self.post_processor, MonotonePostProcessor) and int(self.post_processor.source) == NO_DATA
+        undecided = (
+            isinstance(self.post_processor, MonotonePostProcessor) and int(self.post_processor.source) == NO_DATA
+        )
         if stage == "validate" and undecided and find_normal_images(self.normal_dir, self.trainer) is not None:
             self.prepare(self.trainer)
             self.fill_memory(self.trainer)
@@ -288,9 +294,17 @@ class ZeroShotMixin(LightningModule):
         checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith(BACKBONE_PREFIX)}
         checkpoint["zsclip_backbone"] = self.model.backbone.identity.as_dict()
         checkpoint["zsclip_class_name"] = self._compiled_class
+        arguments = checkpoint.get("hyper_parameters", {})
+        given = {name: IN_CHECKPOINT for name in WEIGHT_FILES if arguments.get(name)}
+        checkpoint["hyper_parameters"] = {**arguments, **given}
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
+    def load_from_checkpoint(  # type: ignore[override] # a file, no stream
+        cls,
+        checkpoint_path: str | Path,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Self:
         """Load a model without executing anything in the file; arguments as Lightning's.
 
         Raises:
@@ -478,8 +492,9 @@ def _fit_buffers(module: torch.nn.Module, state: dict[str, Tensor]) -> None:
         except AttributeError:
             continue
         buffer = owner._buffers.get(name)
-        unsized = buffer is not None and (not buffer.numel() or isinstance(owner, FewShotMemory))
-        if unsized and buffer.shape != value.shape:
+        if buffer is None or (buffer.numel() and not isinstance(owner, FewShotMemory)):
+            continue
+        if buffer.shape != value.shape:
             owner._buffers[name] = torch.empty_like(value, device=buffer.device)
 
 

@@ -24,7 +24,7 @@ from anomalib_zsclip.heads.sdp import SdpHead
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.post_processing import MonotonePostProcessor
 
-from .zero_shot_mixin import ZeroShotMixin, read_backbone_arguments, resolve_size, scaled_sigma
+from .zero_shot_mixin import IN_CHECKPOINT, ZeroShotMixin, read_backbone_arguments, resolve_size, scaled_sigma
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +121,12 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
             elif name == "sdp":
                 made[name] = SdpHead(clip, **sdp)
             elif name == "sdp_plus":
-                made[name] = SdpPlusHead(SdpHead(clip, **sdp), clip)
-                made[name].load_linear_layers(files[name])  # type: ignore[operator]
+                made[name] = plus = SdpPlusHead(SdpHead(clip, **sdp), clip)
+                file = files[name]
+                if file is not None and file != IN_CHECKPOINT:
+                    plus.load_linear_layers(file)
             else:
-                made[name] = AnomalyClipHead(files[name], **anomaly_clip)
+                made[name] = AnomalyClipHead(None if files[name] == IN_CHECKPOINT else files[name], **anomaly_clip)
         if k_shot < 0 or normal_images < 1:
             msg = f"k_shot={k_shot} must not be negative, and normal_images={normal_images} must be at least 1."
             raise ArgumentError(msg)

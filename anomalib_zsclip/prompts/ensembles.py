@@ -44,7 +44,9 @@ def state_sentences(
     ensemble = _built_in(domain) if prompts is None else read_ensemble(prompts)
     count = (len(ensemble["normal"]) + len(ensemble["anomalous"])) * len(ensemble["templates"])
     if count > MOST_SENTENCES:
-        msg = f"prompts={str(prompts)!r} makes {count} sentences of states and templates; {MOST_SENTENCES} are the most."
+        msg = (
+            f"prompts={str(prompts)!r} makes {count} sentences of states and templates; {MOST_SENTENCES} are the most."
+        )
         raise ArgumentError(msg)
     normal, anomalous = (
         [

@@ -85,7 +85,7 @@ def check_rvs(method: str, params: Mapping[str, float]) -> dict[str, float]:
             msg = f"rvs={method!r} has no parameter {key!r}; its parameters: {', '.join(known) or 'none'}."
             raise ArgumentError(msg)
         if not 1e-6 <= value < float("inf"):
-            msg = f"{key}={value!r} of rvs={method!r} must be positive and finite; the paper's value is {known[key]}."
+            msg = f"{key}={value!r} of rvs={method!r} must be positive; the paper's value is {known[key]}."
             raise ArgumentError(msg)
     return {**known, **params}
 

@@ -9,9 +9,11 @@ import pickle
 import random
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import numpy as np
 import open_clip
 import pytest
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from anomalib_zsclip import AnomalyClip, ClipAd, ClipBackbone, RandomWordClip, ZsClip
 from anomalib_zsclip.clip import loading
 from anomalib_zsclip.errors import ArgumentError, BackboneError, CheckpointError, ImageReadError, ZsClipError
+from anomalib_zsclip.heads import random_word
 from anomalib_zsclip.heads.few_shot import FewShotMemory
 from anomalib_zsclip.heads.random_word import RandomWordHead
 from anomalib_zsclip.heads.sdp import SdpHead
@@ -469,13 +472,13 @@ ARGUMENTS: list[tuple[type[AnomalibModule], dict[str, Any], tuple[str, ...]]] = 
         RandomWordClip,
         {"prompts_per_class": 10, "text_cache": False},
         ("prompts_per_class", "words", "letters", "text_noise", "localization", "centering", "blocks", "scales",
-         "window_chunk", "sigma", "image_score", "seed", "image_size", "precision", "normal_states", "templates"),
+         "stride", "window_chunk", "sigma", "image_score", "seed", "image_size", "precision", "normal_states", "templates"),
     ),
     (ClipAd, FEW, ("variant", "sigma", "layers", "rvs", "rvs_params", "domain", "image_score", "class_name", "checkpoint")),
     (AnomalyClip, {}, ("temperature", "sigma", "layers", "value_value_blocks", "image_score", "n_ctx", "depth", "t_n_ctx")),
     (
         ZsClip,
-        {"heads": ["sdp"], "sdp": FEW, "explain": False},
+        {"heads": ["sdp"], "sdp": FEW, "random_word": {"prompts_per_class": 10}, "explain": False},
         ("heads", "weights", "map_share", "memory_share", "k_shot", "normal_images", "normal_quantile", "sdp"),
     ),
 ]  # fmt: skip
@@ -492,6 +495,7 @@ def test_strange_arguments_are_refused_or_do_no_harm(
     if model is AnomalyClip:
         usual = {"checkpoint": make_model("AnomalyClip", tmp_path).model.heads["anomaly_clip"].prompts_file}
     backbone = ClipBackbone.load("builtin")
+    monkeypatch.setattr(random_word, "train_text_network", partial(random_word.train_text_network, epochs=2))
     monkeypatch.setattr(ClipBackbone, "load", lambda *args, **kwargs: backbone)
     refused, harm = 0, []
     for name, value in itertools.product(names, STRANGE):
@@ -528,3 +532,28 @@ def test_memory_takes_a_share_of_normal_patches_alone() -> None:
     for quantile in (0, 1, float("nan"), -1):
         with pytest.raises(ArgumentError, match="quantile"):
             FewShotMemory(quantile=quantile)
+
+
+# ---------------------------------------------------------------------- configuration files
+CONFIGS: list[tuple[type[AnomalibModule], dict[str, Any]]] = [
+    (RandomWordClip, {"prompts_per_class": "many"}),
+    (RandomWordClip, {"words": [1, 2, 3]}),
+    (RandomWordClip, {"scales": 2.5}),
+    (ClipAd, {"sigma": [1]}),
+    (ClipAd, {"rvs_params": "eps"}),
+    (AnomalyClip, {"layers": {"first": 1}}),
+    (ZsClip, {"heads": 3}),
+    (ZsClip, {"weights": {"sdp": "half"}}),
+    (ZsClip, {"k_shot": 1.5}),
+    (ZsClip, {"sensitivity": 1}),
+]
+
+
+@pytest.mark.parametrize(("model", "values"), CONFIGS, ids=[f"{next(iter(values))}" for _, values in CONFIGS])
+def test_configuration_of_a_wrong_type_is_refused_by_name(model: type[AnomalibModule], values: dict[str, Any]) -> None:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(AnomalibModule, "model")
+    path = f"{model.__module__}.{model.__name__}"
+    parser.parse_object({"model": {"class_path": path, "init_args": {"backbone": "builtin"}}})
+    with pytest.raises(jsonargparse.ArgumentError, match=next(iter(values))):
+        parser.parse_object({"model": {"class_path": path, "init_args": values}})

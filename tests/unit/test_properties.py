@@ -249,9 +249,13 @@ def test_similarities_of_a_token_add_up_to_nothing(seed: int, layers: int, count
 
 
 @many
-@given(seed=seeds, grid=grids, scale=st.integers(1, 4))
-def test_harmonic_mean_of_windows_stays_between_their_scores(seed: int, grid: tuple[int, int], scale: int) -> None:
-    windows = window_indices(grid, scale)
+@given(seed=seeds, grid=grids, scale=st.integers(1, 4), stride=st.integers(1, 5))
+def test_harmonic_mean_of_windows_stays_between_their_scores(
+    seed: int, grid: tuple[int, int], scale: int, stride: int
+) -> None:
+    windows = window_indices(grid, scale, stride)
+    assert windows.unique().tolist() == list(range(grid[0] * grid[1]))
+    assert len(windows.unique(dim=0)) == len(windows)
     scores = torch.rand(2, len(windows), generator=torch.Generator().manual_seed(seed)).clamp(min=0.01)
     patches = harmonic_aggregation(scores, windows, grid[0] * grid[1])
     assert bool((patches >= scores.amin(dim=1, keepdim=True) - 1e-5).all())

@@ -260,6 +260,7 @@ def measure_inference(arguments: argparse.Namespace) -> list[Row]:
                 for batch in arguments.batches:
                     if size == "ViT-L-14-336" and batch > 1 and device == "cpu":
                         continue
+                    print(f"{device}, {size}, {precision}, batch {batch} ...", file=sys.stderr)
                     rows += _inference_rows(arguments, device, size, precision, batch)
     return rows
 

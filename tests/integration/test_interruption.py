@@ -21,6 +21,7 @@ from torch import Tensor
 
 from anomalib_zsclip.clip import ClipBackbone, text_cache
 from anomalib_zsclip.clip.text_cache import embed_texts
+from anomalib_zsclip.learning import TokenBatch, TokenCache
 
 TEXTS = ["a perfect part", "a damaged part", "a photo"]
 
@@ -186,6 +187,25 @@ def test_two_processes_share_a_folder(tiny: ClipBackbone, plain: Tensor, folder:
     assert [failures.get() for _ in workers] == ["done", "done"]
     assert failures.empty()
     assert all(path.name.startswith("text-") for path in folder.iterdir()), "no temporary file is left"
+
+
+def fill_and_wait(folder: str, filled: object) -> None:
+    batch = TokenBatch({"tokens": torch.zeros(4, 1000, 100)}, torch.zeros(4, dtype=torch.int64))
+    cache = TokenCache([batch], images=4, budget=0, folder=folder)
+    filled.put(cache.is_on_disk)
+    time.sleep(60)
+
+
+@needs_fork
+def test_killed_learning_leaves_no_tokens_behind(tmp_path: Path) -> None:
+    filled = processes.SimpleQueue()
+    process = processes.Process(target=fill_and_wait, args=(str(tmp_path), filled), daemon=True)
+    process.start()
+    assert filled.get()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    assert list(tmp_path.rglob("*")) == []
 
 
 # ---------------------------------------------------------------------- the same numbers in every process

@@ -313,7 +313,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, help="weights to measure; default: the shipped ones")
     parser.add_argument("--real", type=Path, nargs="*", default=[], help="category folders in the form of MVTec AD")
-    parser.add_argument("--count", type=int, default=150, help="good and as many defective images per synthetic set; 0 leaves these sets out")
+    parser.add_argument("--count", type=int, default=150, help="good (and defective) images per synthetic set; 0: none")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--noun", default="object", help="what the prompt ensemble calls everything")
     parser.add_argument("--models", nargs="*", default=["RandomWordClip", "ClipAd", "AnomalyClip", "ZsClip"])

@@ -71,7 +71,7 @@ class SyntheticDefects(AnomalibDataModule):
     that they depend on; another seed, size or count gets a folder of its own.
 
     Args:
-        category: Product, one of :data:`CATEGORIES`. Defaults to ``"bottle_top"``.
+        category: Product, one of :data:`CATEGORIES`. Defaults to ``"solar_cell"``.
         image_size: Side of the square images in pixels.
         num_train: Good images in the train split.
         num_test_good: Good images in the test split.
@@ -101,7 +101,7 @@ class SyntheticDefects(AnomalibDataModule):
 
     def __init__(
         self,
-        category: str = "bottle_top",
+        category: str = "solar_cell",
         image_size: int = 256,
         num_train: int = 60,
         num_test_good: int = 30,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -21,12 +19,8 @@ from torch import Tensor
 
 from anomalib_zsclip.clip import ClipBackbone, text_cache
 from anomalib_zsclip.clip.text_cache import embed_texts
-from anomalib_zsclip.learning import TokenBatch, TokenCache
 
 TEXTS = ["a perfect part", "a damaged part", "a photo"]
-
-processes = multiprocessing.get_context("fork" if sys.platform != "win32" else "spawn")
-needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="Processes are forked: a fresh one takes seconds.")
 
 
 @pytest.fixture
@@ -134,23 +128,37 @@ def test_disks_that_refuse_cost_a_warning_alone(
 
 
 # ---------------------------------------------------------------------- kills and neighbours
-def write_for_ever(folder: str, rows: int) -> None:
-    os.environ[text_cache.CACHE_VARIABLE] = folder
-    embeddings = torch.arange(rows * 64, dtype=torch.float32).view(rows, 64)
-    while True:
-        text_cache._write(Path(folder) / "text-0.safetensors", "key", embeddings)
+def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """A fresh process: a forked one could inherit the locks of torch's threads."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
 
 
-@needs_fork
+WRITE_FOR_EVER = """
+import sys, torch
+from pathlib import Path
+from anomalib_zsclip.clip import text_cache
+rows = int(sys.argv[2])
+embeddings = torch.arange(rows * 64, dtype=torch.float32).view(rows, 64)
+print("ready", flush=True)
+while True:
+    text_cache._write(Path(sys.argv[1]) / "text-0.safetensors", "key", embeddings)
+"""
+
+
 def test_kill_while_writing_leaves_the_whole_file_or_none(folder: Path) -> None:
     rows, rng, seen = 20_000, random.Random(0), 0
-    for _ in range(6):
-        process = processes.Process(target=write_for_ever, args=(str(folder), rows), daemon=True)
-        process.start()
-        time.sleep(0.05 + 0.15 * rng.random())
-        os.kill(process.pid, signal.SIGKILL)
-        process.join(30)
-        path = folder / "text-0.safetensors"
+    workers = [start(WRITE_FOR_EVER, folder / str(number), rows) for number in range(4)]
+    for number, worker in enumerate(workers):
+        assert worker.stdout.readline().strip() == "ready"
+        time.sleep(0.1 + 0.3 * rng.random())
+        worker.kill()
+        worker.wait(30)
+        path = folder / str(number) / "text-0.safetensors"
         if path.is_file():
             seen += 1
             found = text_cache._read(path, "key", (rows, 64))
@@ -159,52 +167,43 @@ def test_kill_while_writing_leaves_the_whole_file_or_none(folder: Path) -> None:
     assert seen
 
 
-def embed_many(tiny: ClipBackbone, folder: str, wanted: Tensor, failures: object) -> None:
-    torch.set_num_threads(1)
-    os.environ[text_cache.CACHE_VARIABLE] = folder
-    for _ in range(10):
-        for path in cache_files(Path(folder))[: random.randrange(2)]:
-            path.unlink(missing_ok=True)  # so that there is always something to write
-        if not torch.allclose(embed_texts(tiny, TEXTS), wanted, atol=1e-5):
-            failures.put("other numbers")
-    failures.put("done")
+EMBED_MANY = """
+import random, sys, torch
+from pathlib import Path
+from anomalib_zsclip.clip import ClipBackbone
+from anomalib_zsclip.clip.text_cache import embed_texts
+texts = ["a perfect part", "a damaged part", "a photo"]
+backbone = ClipBackbone.load("builtin")
+wanted = embed_texts(backbone, texts, cache=False)
+for _ in range(30):
+    for path in list(Path(sys.argv[1]).glob("text-*.safetensors"))[: random.randrange(2)]:
+        path.unlink(missing_ok=True)  # so that there is always something to write
+    assert torch.allclose(embed_texts(backbone, texts), wanted, atol=1e-5)
+"""
 
 
-@needs_fork
-def test_two_processes_share_a_folder(tiny: ClipBackbone, plain: Tensor, folder: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    failures = processes.SimpleQueue()
-    workers = [
-        processes.Process(target=embed_many, args=(tiny, str(folder), plain, failures), daemon=True) for _ in range(2)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    torch.set_num_threads(threads)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    assert [failures.get() for _ in workers] == ["done", "done"]
-    assert failures.empty()
+def test_two_processes_share_a_folder(folder: Path) -> None:
+    workers = [start(EMBED_MANY, folder) for _ in range(2)]
+    assert [worker.wait(300) for worker in workers] == [0, 0]
     assert all(path.name.startswith("text-") for path in folder.iterdir()), "no temporary file is left"
 
 
-def fill_and_wait(folder: str, filled: object) -> None:
-    batch = TokenBatch({"tokens": torch.zeros(4, 1000, 100)}, torch.zeros(4, dtype=torch.int64))
-    cache = TokenCache([batch], images=4, budget=0, folder=folder)
-    filled.put(cache.is_on_disk)
-    time.sleep(60)
+FILL_AND_WAIT = """
+import sys, time, torch
+from anomalib_zsclip.learning import TokenBatch, TokenCache
+batch = TokenBatch({"tokens": torch.zeros(4, 1000, 100)}, torch.zeros(4, dtype=torch.int64))
+cache = TokenCache([batch], images=4, budget=0, folder=sys.argv[1])
+print(cache.is_on_disk, flush=True)
+time.sleep(300)
+"""
 
 
-@needs_fork
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows removes the file when its handle is closed.")
 def test_killed_learning_leaves_no_tokens_behind(tmp_path: Path) -> None:
-    filled = processes.SimpleQueue()
-    process = processes.Process(target=fill_and_wait, args=(str(tmp_path), filled), daemon=True)
-    process.start()
-    assert filled.get()
-    os.kill(process.pid, signal.SIGKILL)
-    process.join(30)
-    assert process.exitcode == -signal.SIGKILL
+    worker = start(FILL_AND_WAIT, tmp_path)
+    assert worker.stdout.readline().strip() == "True"
+    worker.kill()
+    worker.wait(30)
     assert list(tmp_path.rglob("*")) == []
 
 

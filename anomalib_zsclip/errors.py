@@ -1,8 +1,27 @@
 """Errors that are the user's to mend. The ``anomalib`` command shows their message alone, without a stack of frames."""
 
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import ClassVar
+
 
 class ZsClipError(Exception):
-    """Base of the errors whose message says what is wrong, with which value, and what to do."""
+    """Base of the errors whose message says what is wrong, with which value, and what to do.
+
+    Attributes:
+        latest: The message of the last one. The parser of the command line packs errors of a constructor into one of its
+            own, which keeps nothing of them but their text.
+    """
+
+    latest: ClassVar[str] = ""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        ZsClipError.latest = str(self)
+        if sys.argv[0].endswith("anomalib"):
+            show_plainly()  # here and not at import: anomalib's command installs its own display of errors late
 
 
 class BackboneError(ZsClipError, ValueError):
@@ -19,3 +38,20 @@ class CheckpointError(ZsClipError, RuntimeError):
 
 class ImageReadError(ZsClipError, OSError):
     """Images of a data set or folder cannot be read."""
+
+
+def show_plainly() -> None:
+    """Where the process ends with one of our errors, print its message instead of a stack of frames."""
+    previous = sys.excepthook
+    if getattr(previous, "is_zsclip", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        latest = ZsClipError.latest
+        if isinstance(error, ZsClipError) or (latest and latest.splitlines()[0] in str(error)):
+            sys.stderr.write(f"\nError: {latest}\n")
+        else:
+            previous(kind, error, trace)
+
+    hook.is_zsclip = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

@@ -9,9 +9,6 @@ that only says ``anomalib`` is the start-up hook in the folder ``hook``.
 
 from __future__ import annotations
 
-import sys
-from types import TracebackType
-
 
 def register() -> None:
     """Make models and data modules known to anomalib; safe to call more than once."""
@@ -26,22 +23,3 @@ def register() -> None:
     for name in data.__all__:
         setattr(anomalib_data, name, getattr(data, name))
     anomalib_models.ALLOWED_MODULES.update({"anomalib_zsclip", "anomalib_zsclip.comparison", "anomalib_zsclip.models"})
-    _show_own_errors_plainly()
-
-
-def _show_own_errors_plainly() -> None:
-    """Where the ``anomalib`` command ends with one of our errors, print its message instead of a stack of frames."""
-    previous = sys.excepthook
-    if getattr(previous, "is_zsclip", False):
-        return
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        from .errors import ZsClipError
-
-        if isinstance(error, ZsClipError) and sys.argv[0].endswith("anomalib"):
-            sys.stderr.write(f"\nError: {error}\n")
-        else:
-            previous(kind, error, trace)
-
-    hook.is_zsclip = True  # type: ignore[attr-defined]
-    sys.excepthook = hook

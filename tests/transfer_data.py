@@ -114,7 +114,9 @@ class Detector(LearningMixin, ZeroShotMixin, AnomalibModule):
         self.epochs = epochs
         self.token_cache = token_cache
         self.cache_budget_gb = cache_budget_gb
-        self.assemble(backbone, {kind: head}, image_size=None, precision="float32", pre_processor=True)
+        self.assemble(
+            backbone, {kind: head}, image_size=(backbone.image_size,) * 2, precision="float32", pre_processor=True
+        )
         self.learning_head = head
         self.losses: list[float] = []
         self.tower_images = 0

@@ -151,7 +151,7 @@ def test_few_shot_from_the_training_images(data: SyntheticDefects, engine: Engin
 
 
 def test_few_shot_without_normal_images_says_what_to_do(folder: Path, engine: Engine) -> None:
-    with pytest.raises(ArgumentError, match="k_shot=3 needs as many normal images.*normal_dir"):
+    with pytest.raises(ArgumentError, match=r"k_shot=3 needs as many normal images.*normal_dir"):
         engine.predict(ZsClip(backbone="builtin", heads=["sdp"], k_shot=3), data_path=folder / "test" / "good")
 
 

@@ -92,8 +92,10 @@ def test_the_command_shows_our_errors_without_a_stack(
     program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "argv", [f"/bin/{program}"])
-    error = ArgumentError("say what to do")
-    sys.excepthook(type(error), error, None)
-    printed = capsys.readouterr().err
-    assert "say what to do" in printed
-    assert (printed.strip() == "Error: say what to do") == (program == "anomalib")
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    own = ArgumentError("say what to do")
+    for error in (own, ValueError("Does not validate: - say what to do. Given value: ...")):
+        sys.excepthook(type(error), error, None)
+        printed = capsys.readouterr().err
+        assert "say what to do" in printed
+        assert (printed.strip() == "Error: say what to do") == (program == "anomalib")

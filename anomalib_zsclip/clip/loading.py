@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import pickle
 import threading
 import urllib.request
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from anomalib_zsclip.archives import check_archive
+from anomalib_zsclip.archives import check_archive, reading
 from anomalib_zsclip.errors import BackboneError
 
 from .torchscript import read_torchscript
@@ -199,18 +198,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         BackboneError: If the file is damaged, holds pickled code, or holds no state dict.
     """
-    try:
+    with reading(f"The weight file {path}", BackboneError, "Save the plain state dict, best as .safetensors."):
         raw = load_file(path) if path.suffix == ".safetensors" else _read_torch_file(path)
-    except pickle.UnpicklingError as error:
-        msg = (
-            f"The weight file {path} is damaged or holds pickled Python objects, which are not loaded because they "
-            "can run any code. Save the plain state dict, best as .safetensors."
-        )
-        raise BackboneError(msg) from error
-    except Exception as error:
-        # Damaged archives raise whatever their parser stumbles over.
-        msg = f"The weight file {path} cannot be read: it is damaged, cut short, or of another format ({error})."
-        raise BackboneError(msg) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(raw, Mapping) and isinstance(raw.get(wrapper), Mapping):
             raw = raw[wrapper]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -12,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from anomalib_zsclip.archives import check_archive
+from anomalib_zsclip.archives import check_archive, reading
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.losses import dice_loss, focal_loss
@@ -243,22 +242,13 @@ def _read_linear_layers(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str
     if not path.is_file():
         msg = f"The SDP+ checkpoint {path} does not exist."
         raise CheckpointError(msg)
-    try:
+    advice = 'Save it as torch.save({"linear_layers": state_dict}) with tensors only.'
+    with reading(f"The SDP+ checkpoint {path}", CheckpointError, advice):
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
         check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        msg = (
-            f"The SDP+ checkpoint {path} is damaged or holds pickled Python objects, which are not loaded because they "
-            'can run any code. Save it as torch.save({"linear_layers": state_dict}) with tensors only.'
-        )
-        raise CheckpointError(msg) from None
-    except Exception as error:
-        # Damaged archives raise whatever their parser stumbles over.
-        msg = f"The SDP+ checkpoint {path} cannot be read: it is damaged or of another format ({error})."
-        raise CheckpointError(msg) from error
     tensors: Any = content.get("linear_layers") if isinstance(content, Mapping) else None
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         found = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__

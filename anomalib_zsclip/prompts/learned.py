@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from anomalib_zsclip.archives import check_archive
+from anomalib_zsclip.archives import check_archive, reading
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 
@@ -157,19 +156,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_official(path: Path) -> dict[str, Tensor]:
-    try:
+    advice = "Give the published layout {'prompt_learner': state_dict} with nothing but tensors."
+    with reading(f"The prompt file {path}", CheckpointError, advice):
         check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        msg = (
-            f"{path} is damaged or holds pickled Python objects, which are not loaded because they can run any code. "
-            "Give the published layout {'prompt_learner': state_dict} with nothing but tensors."
-        )
-        raise CheckpointError(msg) from error
-    except Exception as error:
-        # Damaged archives raise whatever their parser stumbles over.
-        msg = f"The prompts in {path} cannot be read: the file is damaged, cut short, or of another format ({error})."
-        raise CheckpointError(msg) from error
     state_dict = content.get("prompt_learner") if isinstance(content, Mapping) else None
     if not isinstance(state_dict, Mapping):
         found = _some(content) if isinstance(content, Mapping) else type(content).__name__

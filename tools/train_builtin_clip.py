@@ -50,6 +50,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 SIZE = 128  # side of the generated pictures
 SCALE = 50.0  # logit scale: fixed, so that probabilities stay away from 0 and 1 at the factor 100 that SDP uses
 REFINED_FROM = 2  # AnomalyCLIP's refined stream starts after this block
+INVENTED_SHARE = 0.5  # of the pictures: each of a structure of its own, against learning the named families by heart
 
 FAMILIES = [name for name, family in gen.FAMILIES.items() if not family.held_out]
 KINDS = [name for name, defect in gen.DEFECTS.items() if not defect.held_out]
@@ -64,7 +65,9 @@ def draw_pair(
     """The pair number ``index``: a function of its arguments alone. ``weakest`` bounds the strength of the defect."""
     rng = np.random.default_rng([seed, index])
     kind = "texture" if rng.random() < 0.5 else "object"
-    choice = [name for name in families if gen.FAMILIES[name].kind == kind]
+    invented = rng.random() < INVENTED_SHARE
+    fits = [name for name in families if gen.FAMILIES[name].kind == kind]
+    choice = [name for name in fits if gen.FAMILIES[name].invented == invented] or fits
     family = choice[int(rng.integers(len(choice)))]
     fitting = [name for name in kinds if gen.DEFECTS[name].on in ("any", kind)]
     return gen.generate_pair(family, fitting[int(rng.integers(len(fitting)))], SIZE, rng, strength=(weakest, 1.0))
@@ -528,12 +531,12 @@ def losses(
 
     if kinds:
         target = torch.as_tensor(meta[:, 1], device=device, dtype=torch.long)
-        out["kind"] = 0.15 * F.cross_entropy(SCALE * (z[half:] @ kind_text.T), target)
+        out["kind"] = 0.3 * F.cross_entropy(SCALE * (z[half:] @ kind_text.T), target)
         hit = flat > 0.3
         if bool(hit.any()):
             name = ("refined" if rng.random() < 0.5 else "stage4") if values and rng.random() < 0.5 else last_name
             which = target[:, None].expand_as(flat)[hit]
-            out["kind_patch"] = 0.15 * F.cross_entropy(SCALE * (local[name][half:][hit] @ kind_text.T), which)
+            out["kind_patch"] = 0.3 * F.cross_entropy(SCALE * (local[name][half:][hit] @ kind_text.T), which)
     return out
 
 
@@ -612,9 +615,9 @@ def batch_plan(progress: float, rng: np.random.Generator) -> tuple[int, int]:
     """Side and number of pairs for the next batch: small pictures first, then mostly 96 px, with others in between."""
     table = (
         [(64, 0.9), (96, 0.1)]
-        if progress < 0.35
+        if progress < 0.2
         else [(64, 0.4), (80, 0.2), (96, 0.3), (128, 0.1)]
-        if progress < 0.75
+        if progress < 0.65
         else [(64, 0.15), (80, 0.15), (96, 0.4), (128, 0.27), (160, 0.03)]
     )
     sides, weights = zip(*table, strict=True)

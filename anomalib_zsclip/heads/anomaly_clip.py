@@ -168,10 +168,10 @@ class AnomalyClipHead(LearnableHead):
         if path is None:
             msg = (
                 f"AnomalyCLIP has no learned prompts for the backbone {backbone.name!r}. Three ways out: give a file "
-                "of learned prompts (prompts=<path of a .safetensors, or of the published .pth>) or the checkpoint "
-                "of a trained model (ckpt_path); learn them on labelled auxiliary images (learn=True, with the data "
-                "module ZeroShotTransfer); or take the built-in backbone, for which learned prompts are shipped "
-                "(backbone='builtin')."
+                "of learned prompts (checkpoint=<path of a .safetensors, or of the published .pth>; "
+                "anomaly_clip_checkpoint= for ZsClip) or the checkpoint of a trained model (ckpt_path); learn them on "
+                "labelled auxiliary images (learn=True, with the data module ZeroShotTransfer); or take the built-in "
+                "backbone, for which learned prompts are shipped (backbone='builtin')."
             )
             raise ArgumentError(msg)
         prompts = load_prompts(path)

@@ -46,6 +46,30 @@ def test_train_then_predict_on_a_folder(tmp_path: Path) -> None:
     assert len(list((tmp_path / "results").rglob("*.png"))) >= len(pictures) + 3
 
 
+def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
+    from anomalib_zsclip import SyntheticDefects
+
+    data = SyntheticDefects(root=tmp_path / "data", category="wood", image_size=64, num_train=2, num_test_good=4)
+    data.prepare_data()
+    images = str(next((tmp_path / "data").rglob("test")))
+    tables = []
+    for devices in ("1", "2"):
+        folder = tmp_path / devices
+        strategy = () if devices == "1" else ("--trainer.strategy", "ddp")
+        result = anomalib(
+            *("predict", "--model", "ZsClip", "--model.backbone", "builtin", "--data", images),
+            *("--trainer.accelerator", "cpu", "--trainer.devices", devices, *strategy),
+            *("--default_root_dir", str(folder)),
+            folder=tmp_path,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        rows = [path.read_text().splitlines()[1:] for path in folder.rglob("predictions*.csv")]
+        assert len(rows) == int(devices)
+        assert all(rows)
+        tables.append(sorted(row for table in rows for row in table))
+    assert tables[0] == tables[1]
+
+
 def test_a_mistake_gives_one_message_and_no_stack(tmp_path: Path) -> None:
     result = anomalib("predict", "--model", "ClipAd", "--model.backbone", "ViT-B-61", "--data", ".", folder=tmp_path)
     assert result.returncode != 0

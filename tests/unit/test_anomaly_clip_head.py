@@ -183,7 +183,7 @@ def test_prompts_longer_than_the_context_are_refused(backbone: ClipBackbone) -> 
 
 
 def test_without_prompts_the_three_ways_out_are_named(backbone: ClipBackbone) -> None:
-    with pytest.raises(ArgumentError, match=r"prompts=.*learn=True.*backbone='builtin'"):
+    with pytest.raises(ArgumentError, match=r"checkpoint=.*learn=True.*backbone='builtin'"):
         AnomalyClipHead().setup(backbone, "object")
 
 

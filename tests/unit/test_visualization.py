@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,3 +59,29 @@ def test_items_without_masks_labels_and_files_can_be_drawn() -> None:
 
 def test_values_that_are_no_numbers_do_not_break_the_picture(photo: Path) -> None:
     heat_panel(photo, torch.full((32, 32), torch.nan))
+
+
+def test_pictures_of_a_run_are_all_there_at_its_end_and_no_thread_stays(photo: Path, tmp_path: Path) -> None:
+    visualizer = FixedScaleVisualizer(output_dir=tmp_path / "images")
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path), datamodule=None)
+    for index in range(6):  # more batches than may wait
+        batch = ImageBatch(
+            image=torch.rand(2, 3, 32, 32),
+            anomaly_map=torch.rand(2, 32, 32),
+            image_path=[str(photo.with_name(f"part{index}{side}.png")) for side in "ab"],
+        )
+        for path in batch.image_path:
+            photo.with_name(Path(path).name).write_bytes(photo.read_bytes())
+        visualizer.on_test_batch_end(trainer, None, None, batch, index)
+    visualizer.on_test_end(trainer, None)
+    assert len(list((tmp_path / "images").rglob("*.png"))) == 12
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pictures")]
+
+
+def test_a_picture_that_cannot_be_drawn_is_not_lost_in_silence(tmp_path: Path) -> None:
+    visualizer = FixedScaleVisualizer(output_dir=tmp_path / "images")
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path), datamodule=None)
+    batch = ImageBatch(image=torch.rand(1, 3, 32, 32), image_path=[str(tmp_path / "absent" / "part.png")])
+    visualizer.on_test_batch_end(trainer, None, None, batch, 0)
+    with pytest.raises(FileNotFoundError, match=r"part\.png"):
+        visualizer.on_test_end(trainer, None)

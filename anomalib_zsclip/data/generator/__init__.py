@@ -24,7 +24,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from . import captions, defects, objects, textures
+from . import captions, defects, inventions, objects, textures
 from .fields import Array, Rng, blend, blur, chance, log_uniform, smooth_noise
 from .objects import Canvas, background
 from .photography import Shot
@@ -45,6 +45,7 @@ class Family:
         nouns: what captions call it.
         draw: the drawing function of :mod:`textures` or :mod:`objects`.
         held_out: never shown in the training of the built-in CLIP, so that results on it are honest.
+        invented: from :mod:`inventions`: every product another structure, so it deserves more than a family's share.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Family:
     nouns: tuple[str, ...]
     draw: Callable
     held_out: bool = False
+    invented: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Pair:
 
 def _families() -> dict[str, Family]:
     texture, thing = partial(Family, kind="texture"), partial(Family, kind="object")
-    t, o = textures, objects
+    t, o, i = textures, objects, inventions
     listed = (
         texture("surface", nouns=("surface", "painted surface", "plastic sheet", "panel"), draw=t.surface),
         texture("plain", nouns=("glass", "plastic", "sheet", "film"), draw=t.plain),
@@ -161,6 +163,13 @@ def _families() -> dict[str, Family]:
         thing("widget", nouns=("part", "assembly", "component", "device"), draw=o.widget),
         thing("slab", nouns=("slab", "bar", "tile", "swatch"), draw=o.plate_with_border),
         thing("panel", nouns=("panel", "cover", "housing", "front plate"), draw=o.sheet_with_fittings),
+        texture("spectrum", nouns=("surface", "material", "texture", "coating"), draw=i.spectrum, invented=True),
+        texture("lattice", nouns=("pattern", "regular surface", "sheet", "material"), draw=i.lattice, invented=True),
+        texture("waves", nouns=("pattern", "wavy surface", "material", "texture"), draw=i.waves, invented=True),
+        texture("mixture", nouns=("compound", "surface", "material", "lining"), draw=i.mixture, invented=True),
+        thing("contrivance", nouns=("object", "part", "piece", "item", "product"), draw=i.contrivance, invented=True),
+        thing("assortment", nouns=("pieces", "parts", "objects", "items"), draw=i.assortment, invented=True),
+        thing("strands", nouns=("tube", "wire", "hose", "bundle"), draw=i.strands, invented=True),
     )
     return {family.name: family for family in listed}
 

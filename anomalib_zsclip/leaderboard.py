@@ -17,6 +17,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from anomalib_zsclip.errors import ArgumentError
 
@@ -272,7 +273,10 @@ def to_markdown(results: pd.DataFrame) -> str:
     """Tables as Markdown."""
     parts = ["# Leaderboard", *NOTES]
     for table in tables(results):
-        lines = [_markdown_row(table.columns), _markdown_row(["---"] + ["---:"] * (len(table.columns) - 1))]
+        lines = [
+            _markdown_row(table.columns),
+            _markdown_row(["---" if column in ("model", "category") else "---:" for column in table.columns]),
+        ]
         lines += [
             _markdown_row([f"*{row[0]}*", *row[1:]] if published else row)
             for row, published in zip(table.rows, table.published, strict=True)
@@ -287,10 +291,10 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 # ---------------------------------------------------------------------- web page
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #1b1f24; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 96rem; padding: 0 1rem; color: #1b1f24; }
 table { border-collapse: collapse; margin: 0.5rem 0 2rem; } .scroll { overflow-x: auto; }
 th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid #d8dee4; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, td.text { text-align: left; white-space: normal; }
+th:first-child, td:first-child, .text { text-align: left; white-space: normal; }
 th { cursor: pointer; background: #f6f8fa; position: sticky; top: 0; } th:hover { background: #eaeef2; }
 th[aria-sort=ascending]::after { content: " ▲"; } th[aria-sort=descending]::after { content: " ▼"; }
 tr.published { color: #57606a; font-style: italic; background: #fff8e5; } svg { max-width: 100%; height: auto; }
@@ -330,8 +334,14 @@ def to_html(results: pd.DataFrame) -> str:
     )
 
 
+_TEXT = ' class="text"'
+
+
 def _html_table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in table.columns)
+    head = "".join(
+        f'<th scope="col"{_TEXT if column in ("model", "category") else ""}>{html.escape(column)}</th>'
+        for column in table.columns
+    )
     lines = []
     for row, published in zip(table.rows, table.published, strict=True):
         cells = "".join(
@@ -368,6 +378,8 @@ def speed_accuracy_plot(results: pd.DataFrame) -> str:
                 point["milliseconds_per_image"], 100 * point[metric], s=60, label=str(model).replace("$", r"\$")
             )
         axis.set(xscale="log", xlabel="time per image (ms)", ylabel=f"{METRICS[metric]} (%)")
+        for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+            ticks(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
         axis.grid(visible=True, alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2, frameon=False)
     drawn = io.StringIO()

@@ -2,6 +2,7 @@
 
     python benchmarks/heads.py
     python benchmarks/heads.py --real path/to/magnetic_tile --k-shot 4
+    python benchmarks/heads.py --real path/to/magnetic_tile --drift bf16
 
 One pass of the tower per image yields every head's verdict; the fusions are computed from those. Prints Markdown and writes
 JSON. ``--explain`` also prints how often the first word of an explanation is the true kind of defect.
@@ -88,6 +89,43 @@ def run(model: ZsClip, data: MVTecAD, k_shot: int, named: Counter) -> Verdicts:
     return verdicts
 
 
+Table = dict[str, dict[str, float]]
+
+
+def measure(modules: list[MVTecAD], name: str, arguments: argparse.Namespace, precision: str, named: Counter) -> Table:
+    """Mean metrics over the categories, for each head and fusion."""
+    k_shot = arguments.k_shot
+    model = ZsClip(
+        backbone=arguments.backbone,
+        pretrained=arguments.pretrained,
+        k_shot=k_shot,
+        precision=precision,
+        evaluator=False,
+    )
+    all_verdicts = [run(model, data, k_shot, named) for data in tqdm(modules, desc=f"{name}, {precision}")]
+    heads = list(model.model.heads)
+    rows = {head: {head: 1.0} for head in heads}
+    rows["all"] = dict.fromkeys(heads, 1.0)
+    if len(heads) > 2:
+        rows |= {f"all but {head}": dict.fromkeys([h for h in heads if h != head], 1.0) for head in heads}
+    if k_shot:
+        rows["few_shot"] = {"few_shot": 1.0}
+        rows["all + few_shot"] = {**dict.fromkeys(heads, 1 / len(heads)), "few_shot": 1.0}
+    means: Table = {}
+    for row, weights in rows.items():
+        values = [verdicts.metrics(weights) for verdicts in all_verdicts]
+        means[row] = {key: float(np.mean([value[key] for value in values])) for key in values[0]}
+    return means
+
+
+def print_table(rows: Table, form: str = ".3f") -> None:
+    """Print rows as a Markdown table."""
+    columns = list(next(iter(rows.values())))
+    print("| heads | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
+    for name, values in rows.items():
+        print(f"| {name} | " + " | ".join(format(value, form) for value in values.values()) + " |")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -98,6 +136,8 @@ def main() -> None:
     parser.add_argument("--k-shot", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1, help="of the procedural images")
     parser.add_argument("--explain", action="store_true")
+    parser.add_argument("--precision", default="float32", help="of the towers: float32, bf16, fp16 or auto")
+    parser.add_argument("--drift", metavar="PRECISION", help="also print how every metric differs in this precision")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
@@ -112,28 +152,18 @@ def main() -> None:
             MVTecAD(folder.parent, folder.name, num_workers=0, val_split_mode=ValSplitMode.NONE, eval_batch_size=16)
         ]
 
-    report: dict[str, dict[str, dict[str, float]]] = {}
+    report: dict[str, Table] = {}
     for set_name, modules in sets.items():
         named: Counter = Counter()
-        model = ZsClip(backbone=arguments.backbone, pretrained=arguments.pretrained, k_shot=arguments.k_shot)
-        all_verdicts = [run(model, data, arguments.k_shot, named) for data in tqdm(modules, desc=set_name)]
-        heads = list(model.model.heads)
-        rows = {name: {name: 1.0} for name in heads}
-        rows["all"] = dict.fromkeys(heads, 1.0)
-        if len(heads) > 2:
-            rows |= {f"all but {name}": dict.fromkeys([h for h in heads if h != name], 1.0) for name in heads}
-        if arguments.k_shot:
-            rows["few_shot"] = {"few_shot": 1.0}
-            rows["all + few_shot"] = {**dict.fromkeys(heads, 1 / len(heads)), "few_shot": 1.0}
-        report[set_name] = {}
+        report[set_name] = means = measure(modules, set_name, arguments, arguments.precision, named)
         print(f"\n**{set_name}** ({len(modules)} categories, mean)\n")
-        for row, weights in rows.items():
-            values = [verdicts.metrics(weights) for verdicts in all_verdicts]
-            mean = {key: float(np.mean([value[key] for value in values])) for key in values[0]}
-            if not report[set_name]:
-                print("| heads | " + " | ".join(mean) + " |\n|---|" + "---|" * len(mean))
-            report[set_name][row] = mean
-            print(f"| {row} | " + " | ".join(f"{value:.3f}" for value in mean.values()) + " |")
+        print_table(means)
+        if arguments.drift:
+            other = measure(modules, set_name, arguments, arguments.drift, Counter())
+            report[f"{set_name}, {arguments.drift}"] = other
+            print(f"\n**{set_name}**, {arguments.drift} minus {arguments.precision}\n")
+            drift = {row: {key: other[row][key] - value for key, value in mean.items()} for row, mean in means.items()}
+            print_table(drift, "+.4f")
         if arguments.explain and named:
             total = sum(named.values())
             right = sum(count for (kind, word), count in named.items() if kind == word)

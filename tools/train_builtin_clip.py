@@ -15,7 +15,7 @@ What is learned, in one step: B pictures, each with and without a defect, and ca
 
 * image against caption, both ways (InfoNCE; captions of the same product and state all count as right);
 * image: normal or anomalous, by pairs of captions that differ in the state alone; the defective twin of a picture
-  must score higher than the good one; which kind of defect;
+  must score higher than the good one; which kind of defect, also against one learned anchor per kind later on;
 * patch: normal or anomalous, and which kind, by the same text features. Read from the ordinary tokens of several
   blocks and from the two sums of value-value attention that AnomalyCLIP and CLIP-AD's SDP use.
 """
@@ -50,6 +50,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 SIZE = 128  # side of the generated pictures
 SCALE = 50.0  # logit scale: fixed, so that probabilities stay away from 0 and 1 at the factor 100 that SDP uses
 REFINED_FROM = 2  # AnomalyCLIP's refined stream starts after this block
+ANCHORS_FROM, ANCHOR_SCALE = 0.45, 20.0  # share of the schedule after which kinds have anchors; their logit scale
 INVENTED_SHARE = 0.5  # of the pictures: each of a structure of its own, against learning the named families by heart
 
 FAMILIES = [name for name, family in gen.FAMILIES.items() if not family.held_out]
@@ -459,7 +460,7 @@ def twin_loss(logits: Tensor, cover: Tensor) -> Tensor:
 
 def losses(
     model: nn.Module, texts: Texts, images: Tensor, cover: Tensor, meta: np.ndarray, rng: np.random.Generator,
-    dtype: torch.dtype, values: bool, kinds: bool,
+    dtype: torch.dtype, values: bool, kinds: bool, anchors: Tensor | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """All terms of one step, already weighted.
 
@@ -469,6 +470,8 @@ def losses(
         meta: family and kind of each pair, ``[B, 2]``.
         values: read the value-value sums in this step.
         kinds: ask for the kind of defect in this step.
+        anchors: a learned direction per kind in the joint space, ``[kinds, E]``, that texts and images are both drawn to.
+            Between two towers that know nothing of kinds neither has anything to align to.
     """
     device, half = model.logit_scale.device, len(meta)
     x = images.to(device).float().div_(255).permute(0, 3, 1, 2)
@@ -537,6 +540,12 @@ def losses(
             name = ("refined" if rng.random() < 0.5 else "stage4") if values and rng.random() < 0.5 else last_name
             which = target[:, None].expand_as(flat)[hit]
             out["kind_patch"] = 0.3 * F.cross_entropy(SCALE * (local[name][half:][hit] @ kind_text.T), which)
+        if anchors is not None:
+            unit = ANCHOR_SCALE * F.normalize(anchors, dim=-1).T
+            out["anchor_text"] = 0.3 * F.cross_entropy(kind_text @ unit, torch.arange(len(KINDS), device=device))
+            out["anchor_image"] = 0.15 * F.cross_entropy(z[half:] @ unit, target)
+            if bool(hit.any()):
+                out["anchor_patch"] = 0.3 * F.cross_entropy(local[name][half:][hit] @ unit, which)
     return out
 
 
@@ -672,14 +681,23 @@ def main() -> None:
     chosen = {id(p) for p in matrices}
     slow = [model.visual.conv1.weight, model.visual.positional_embedding, model.visual.class_embedding]
     chosen |= {id(p) for p in slow} | {id(model.logit_scale)}
+    start = torch.Generator().manual_seed(args.seed)
+    anchors = nn.Parameter(torch.randn(len(KINDS), model.text_projection.shape[1], generator=start).to(args.device))
     model.logit_scale.requires_grad_(False)
     rest = [p for p in model.parameters() if id(p) not in chosen]
     muon = Muon(matrices, args.lr)
     adam = torch.optim.Adam(
-        [{"params": rest, "lr": 0.25 * args.lr}, {"params": slow, "lr": 0.06 * args.lr}], betas=(0.9, 0.98), eps=1e-8
+        [
+            {"params": rest, "lr": 0.25 * args.lr},
+            {"params": slow, "lr": 0.06 * args.lr},
+            {"params": [anchors], "lr": 2 * args.lr},
+        ],
+        betas=(0.9, 0.98),
+        eps=1e-8,
     )
     optimizers = (muon, adam)
     if saved:
+        anchors.data.copy_(saved["anchors"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
     base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
@@ -691,8 +709,8 @@ def main() -> None:
 
     def save() -> None:
         state = {
-            "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "base": base, "step": step,
-            "used": feed.used, "images": images, "elapsed": time.time() - began,
+            "model": model.state_dict(), "anchors": anchors.data, "optimizers": [o.state_dict() for o in optimizers],
+            "base": base, "step": step, "used": feed.used, "images": images, "elapsed": time.time() - began,
         }  # fmt: skip
         torch.save(state, str(checkpoint) + ".part")
         os.replace(str(checkpoint) + ".part", checkpoint)
@@ -711,7 +729,8 @@ def main() -> None:
                 group["lr"] = rate * factor
         batch, cover, meta = feed.batch(step, pairs, side)
         values, kinds = bool(rng.random() < 0.5), bool(rng.random() < 0.5)
-        terms = losses(model, texts, batch, cover, meta, rng, dtype, values, kinds)
+        anchored = anchors if progress >= ANCHORS_FROM else None
+        terms = losses(model, texts, batch, cover, meta, rng, dtype, values, kinds, anchored)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         sum(terms.values()).backward()

@@ -11,6 +11,7 @@ JSON. ``--explain`` also prints how often the first word of an explanation is th
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -30,6 +31,9 @@ from anomalib_zsclip.data.synthetic_defects import CATEGORIES
 KINDS = {"stain": "stain", "contamination": "contamination", "missing": "missing part", "colour": "wrong color",
          "bent": "bent part", "cut": "cut", "scratch": "scratch", "crack": "crack", "hole": "hole", "dent": "dent",
          "thread": "thread", "misprint": "misprint", "break": "broken edge", "fray": "fray"}  # fmt: skip
+
+
+HANDWRITTEN = 'anomaly_clip, "object" and "damaged object"'
 
 
 class Verdicts:
@@ -63,6 +67,11 @@ def run(model: ZsClip, data: MVTecAD, k_shot: int, named: Counter) -> Verdicts:
     data.setup()
     model.prepare()
     detector, verdicts = model.model, Verdicts()
+    handwritten = None
+    if "anomaly_clip" in detector.heads:  # the same tokens against words instead of learned prompts
+        handwritten = copy.deepcopy(detector.heads["anomaly_clip"])
+        words = detector.backbone.encode_text(["object", "damaged object"])
+        handwritten.text_features = torch.nn.functional.normalize(words, dim=-1)
     if k_shot:
         images = [model.pre_processor.transform(data.train_data[index].image) for index in range(k_shot)]
         detector.memory.fill([detector.features(torch.stack(images))], detector.backbone)
@@ -70,7 +79,10 @@ def run(model: ZsClip, data: MVTecAD, k_shot: int, named: Counter) -> Verdicts:
         images, masks = model.pre_processor.transform(batch.image, batch.gt_mask)
         size = (images.shape[-2], images.shape[-1])
         features = detector.features(images)
-        for name, output in detector.head_outputs(features, size).items():
+        outputs = detector.head_outputs(features, size)
+        if handwritten is not None:
+            outputs[HANDWRITTEN] = handwritten(features, detector.backbone, size)
+        for name, output in outputs.items():
             verdicts.scores[name].append(output.score)
             verdicts.maps[name].append(output.anomaly_map)
         if k_shot:
@@ -105,6 +117,8 @@ def measure(modules: list[MVTecAD], name: str, arguments: argparse.Namespace, pr
     all_verdicts = [run(model, data, k_shot, named) for data in tqdm(modules, desc=f"{name}, {precision}")]
     heads = list(model.model.heads)
     rows = {head: {head: 1.0} for head in heads}
+    if "anomaly_clip" in heads:
+        rows[HANDWRITTEN] = {HANDWRITTEN: 1.0}
     rows["all"] = dict.fromkeys(heads, 1.0)
     if len(heads) > 2:
         rows |= {f"all but {head}": dict.fromkeys([h for h in heads if h != head], 1.0) for head in heads}

@@ -32,11 +32,15 @@ from anomalib_zsclip.prompts.learned import save_prompts
 def auxiliary_images(count: int, size: int, seed: int) -> tuple[np.ndarray, Tensor, Tensor]:
     """Images uint8 ``[N, S, S, 3]``, masks in {0, 1} ``[N, S, S]`` and labels ``[N]``."""
     rng = np.random.default_rng(seed)
-    families = [name for name, family in FAMILIES.items() if not family.held_out]
+    named, invented = (
+        [name for name, family in FAMILIES.items() if not family.held_out and family.invented == own]
+        for own in (False, True)
+    )
     defects = [name for name, defect in DEFECTS.items() if not defect.held_out]
     samples = []
     for index in tqdm(range(count), desc="Auxiliary images"):
         defect = str(rng.choice(defects)) if index % 2 else None
+        families = invented if rng.random() < 0.5 else named
         samples.append(generate(str(rng.choice(families)), defect, size, rng))
     images = np.stack([sample.image for sample in samples])
     masks = torch.from_numpy(np.stack([sample.mask for sample in samples]) > 0)
@@ -87,7 +91,7 @@ def learn(
 def main() -> None:
     """Learn both heads and write their files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1200)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sdp-plus-epochs", type=int, default=8)

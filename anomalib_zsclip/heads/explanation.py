@@ -19,10 +19,10 @@ TEMPLATES = ("a {}", "an object with a {}", "a surface with a {}", "a photo of a
 
 
 class DefectNamer(nn.Module):
-    """Compares the tokens inside the most anomalous region with defect words.
+    """Compares the tokens inside the most anomalous region, and the whole image, with defect words.
 
-    The region is the share of the patches with the highest map values. What it has in common with the rest of the image,
-    the object itself, is taken away before the comparison.
+    The region is the share of the patches with the highest map values. What the words have in common is taken away before
+    the comparison, and what is left of each is brought to one length, so that no word wins by being longer.
 
     Args:
         embed_dim: Dimensions of the joint space.
@@ -69,9 +69,12 @@ class DefectNamer(nn.Module):
         patches = F.adaptive_avg_pool2d(anomaly_map.unsqueeze(1), features.grid).flatten(1)  # [B, L]
         count = max(1, round(self.share * patches.shape[1]))
         region = patches.topk(count, dim=1).indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-        local = tokens.gather(1, region).mean(dim=1) - tokens.mean(dim=1)
+        local = F.normalize(tokens.gather(1, region).mean(dim=1), dim=-1)
+        evidence = (local + F.normalize(features.image_embedding, dim=-1)) / 2
         words = self.text_features - self.text_features.mean(dim=0)
-        return (backbone.logit_scale * local @ words.T).softmax(dim=-1)
+        lengths = words.norm(dim=-1, keepdim=True)
+        words = words / lengths.clamp_min(1e-12) * lengths.mean()
+        return (backbone.logit_scale * evidence @ words.T).softmax(dim=-1)
 
     def explain(self, features: ImageFeatures, backbone: ClipBackbone, anomaly_map: Tensor) -> list[str]:
         """A text per image, such as ``"crack (0.61), scratch (0.22)"``."""

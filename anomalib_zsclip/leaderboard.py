@@ -269,13 +269,17 @@ NOTES = (
 )
 
 
+TEXT_COLUMNS = ("model", "category")
+"""Columns that read from the left; all others hold numbers."""
+
+
 def to_markdown(results: pd.DataFrame) -> str:
     """Tables as Markdown."""
     parts = ["# Leaderboard", *NOTES]
     for table in tables(results):
         lines = [
             _markdown_row(table.columns),
-            _markdown_row(["---" if column in ("model", "category") else "---:" for column in table.columns]),
+            _markdown_row(["---" if column in TEXT_COLUMNS else "---:" for column in table.columns]),
         ]
         lines += [
             _markdown_row([f"*{row[0]}*", *row[1:]] if published else row)
@@ -334,18 +338,13 @@ def to_html(results: pd.DataFrame) -> str:
     )
 
 
-_TEXT = ' class="text"'
-
-
 def _html_table(table: Table) -> str:
-    head = "".join(
-        f'<th scope="col"{_TEXT if column in ("model", "category") else ""}>{html.escape(column)}</th>'
-        for column in table.columns
-    )
+    classes = {column: ' class="text"' if column in TEXT_COLUMNS else "" for column in table.columns}
+    head = "".join(f'<th scope="col"{classes[column]}>{html.escape(column)}</th>' for column in table.columns)
     lines = []
     for row, published in zip(table.rows, table.published, strict=True):
         cells = "".join(
-            _element("td", html.escape(cell), "text" if column in ("model", "category") else "")
+            _element("td", html.escape(cell), "text" if column in TEXT_COLUMNS else "")
             for column, cell in zip(table.columns, row, strict=True)
         )
         lines.append(_element("tr", cells, "published" if published else ""))

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.clip.loading import BUILTIN_FOLDER
-from anomalib_zsclip.data.generator import DEFECTS, FAMILIES, generate
+from anomalib_zsclip.data.generator import DEFECTS, FAMILIES, INVENTED_SHARE, generate
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
 from anomalib_zsclip.heads.base import LearnableHead
 from anomalib_zsclip.heads.sdp import SdpHead
@@ -40,7 +40,7 @@ def auxiliary_images(count: int, size: int, seed: int) -> tuple[np.ndarray, Tens
     samples = []
     for index in tqdm(range(count), desc="Auxiliary images"):
         defect = str(rng.choice(defects)) if index % 2 else None
-        families = invented if rng.random() < 0.5 else named
+        families = invented if rng.random() < INVENTED_SHARE else named
         samples.append(generate(str(rng.choice(families)), defect, size, rng))
     images = np.stack([sample.image for sample in samples])
     masks = torch.from_numpy(np.stack([sample.mask for sample in samples]) > 0)

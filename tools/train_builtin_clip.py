@@ -51,7 +51,6 @@ SIZE = 128  # side of the generated pictures
 SCALE = 50.0  # logit scale: fixed, so that probabilities stay away from 0 and 1 at the factor 100 that SDP uses
 REFINED_FROM = 2  # AnomalyCLIP's refined stream starts after this block
 ANCHORS_FROM, ANCHOR_SCALE = 0.45, 20.0  # share of the schedule after which kinds have anchors; their logit scale
-INVENTED_SHARE = 0.5  # of the pictures: each of a structure of its own, against learning the named families by heart
 
 FAMILIES = [name for name, family in gen.FAMILIES.items() if not family.held_out]
 KINDS = [name for name, defect in gen.DEFECTS.items() if not defect.held_out]
@@ -66,7 +65,7 @@ def draw_pair(
     """The pair number ``index``: a function of its arguments alone. ``weakest`` bounds the strength of the defect."""
     rng = np.random.default_rng([seed, index])
     kind = "texture" if rng.random() < 0.5 else "object"
-    invented = rng.random() < INVENTED_SHARE
+    invented = rng.random() < gen.INVENTED_SHARE
     fits = [name for name in families if gen.FAMILIES[name].kind == kind]
     choice = [name for name in fits if gen.FAMILIES[name].invented == invented] or fits
     family = choice[int(rng.integers(len(choice)))]

@@ -72,8 +72,7 @@ class DefectNamer(nn.Module):
         local = F.normalize(tokens.gather(1, region).mean(dim=1), dim=-1)
         evidence = (local + F.normalize(features.image_embedding, dim=-1)) / 2
         words = self.text_features - self.text_features.mean(dim=0)
-        lengths = words.norm(dim=-1, keepdim=True)
-        words = words / lengths.clamp_min(1e-12) * lengths.mean()
+        words = F.normalize(words, dim=-1) * words.norm(dim=-1).mean()
         return (backbone.logit_scale * evidence @ words.T).softmax(dim=-1)
 
     def explain(self, features: ImageFeatures, backbone: ClipBackbone, anomaly_map: Tensor) -> list[str]:

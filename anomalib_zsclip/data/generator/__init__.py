@@ -34,6 +34,9 @@ __all__ = ["DEFECTS", "FAMILIES", "Defect", "Family", "Pair", "Sample", "caption
 #: Raised whenever the same seed makes other images than before: written data sets are then made anew.
 RECIPE_VERSION = 1
 
+#: Share of the invented families in images to learn from, so that the named ones are not learned by heart.
+INVENTED_SHARE = 0.5
+
 
 @dataclass(frozen=True)
 class Family:

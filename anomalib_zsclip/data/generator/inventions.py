@@ -76,7 +76,7 @@ def spectrum(style: Rng, rng: Rng, size: int) -> Array:
     if f.chance(style, 0.4):
         image = image * (1 + f.relief(field * f.log_uniform(style, 1, 8), style.uniform(0, TAU), 0.5))[..., None]
     depth = f.log_uniform(style, 0.15, 1)  # from hardly there to full contrast
-    return f.blend(image.mean((0, 1)), image, np.full((size, size), depth, np.float32))
+    return f.blend(image.mean((0, 1)), image, depth)
 
 
 def _element(style: Rng) -> Callable[[Array, Array], Array]:
@@ -107,7 +107,7 @@ def _element(style: Rng) -> Callable[[Array, Array], Array]:
 def lattice(style: Rng, rng: Rng, size: int) -> Array:
     """A random motif on a random lattice, more or less regular, flat or embossed."""
     pitch = f.log_uniform(style, 4, 24)
-    angle = textures._angle(style, rng)
+    angle = textures.orientation(style, rng)
     u, v = f.rotated(size, angle, (rng.random(), rng.random()))
     bend = style.uniform(0, 0.25) if f.chance(style, 0.5) else 0.0
     u = pitch * u + bend * f.smooth_noise(rng, size, 3)
@@ -161,7 +161,7 @@ def mixture(style: Rng, rng: Rng, size: int) -> Array:
     """Two materials in one surface: side by side, in stripes or patches, or one seen through the other."""
     first, second = (_any_texture(style, rng, size) for _ in range(2))
     kind = int(style.integers(5))
-    u, _ = f.rotated(size, textures._angle(style, rng))
+    u, _ = f.rotated(size, textures.orientation(style, rng))
     if kind == 0:
         weight = f.step(u - 0.5, style.uniform(-0.3, 0.3), style.uniform(0.005, 0.1))
     elif kind == 1:
@@ -188,7 +188,7 @@ def _any_texture(style: Rng, rng: Rng, size: int) -> Array:
 def _sheet(style: Rng, rng: Rng, size: int) -> Array:
     """A material for a part: mostly plain, often a texture, toned so that it does not shout."""
     if f.chance(style, 0.55):
-        return objects._material(style, rng, size)[1]
+        return objects.material(style, rng, size)[1]
     image = _any_texture(style, rng, size)
     return f.blend(image, image.mean((0, 1)), float(style.uniform(0, 0.85)))
 
@@ -250,13 +250,19 @@ def _places(style: Rng) -> tuple[Array, float]:
     return np.array([[*style.uniform(-0.5, 0.5, 2), style.uniform(0, TAU)]]), 0.45
 
 
+def _mean_colour(canvas: Canvas, body: Array) -> Array:
+    """Mean colour ``(3,)`` of what lies under a mask; grey where it is empty."""
+    inside = body > 0.5
+    return canvas.image[inside].mean(0) if inside.any() else np.full(3, 0.5, np.float32)
+
+
 def _features(style: Rng, rng: Rng, canvas: Canvas, body: Array, groups: int) -> None:
     """Groups of equal features on a body: bosses, recesses, holes, grooves, print. ``body`` is its mask."""
     for _ in range(groups):
         places, room = _places(style)
         radius = room * style.uniform(0.35, 1.0)
         shape, action, bevel = _outline(style), style.random(), style.uniform(0, 0.02)
-        base = canvas.image[body > 0.5].mean(0) if (body > 0.5).any() else np.full(3, 0.5, np.float32)
+        base = _mean_colour(canvas, body)
         tone = f.near(style, base, 0.35) if f.chance(style, 0.6) else f.colour(style)
         width = style.uniform(0.02, 0.06)
         union = np.zeros_like(body)
@@ -276,9 +282,9 @@ def _features(style: Rng, rng: Rng, canvas: Canvas, body: Array, groups: int) ->
         else:
             canvas.add(union, _sheet(style, rng, canvas.size), bevel, 0.4, solid=False)
     if f.chance(style, 0.25):
-        base = canvas.image[body > 0.5].mean(0) if (body > 0.5).any() else np.full(3, 0.5, np.float32)
+        base = _mean_colour(canvas, body)
         x, y = style.uniform(-0.3, 0.3, 2)
-        objects._print(style, canvas, x, y, style.uniform(0.12, 0.35), f.contrasting(style, base, 0.2))
+        objects.imprint(style, canvas, x, y, style.uniform(0.12, 0.35), f.contrasting(style, base, 0.2))
 
 
 def contrivance(style: Rng, rng: Rng, canvas: Canvas) -> None:
@@ -335,6 +341,7 @@ def strands(style: Rng, rng: Rng, canvas: Canvas) -> None:
     """Bent tubes and wires, alone or as a bundle."""
     count, width = int(style.integers(1, 7)), f.log_uniform(style, 0.05, 0.3)
     canvas.place(style, rng, turn=0.04, scale=(0.4, 0.5))
+    thickness = min(width, 1.4 / count)
     bend, play = style.uniform(0, 0.5), style.uniform(0, 0.03)
     base = f.colour(style)
     for k in range(count):
@@ -343,9 +350,9 @@ def strands(style: Rng, rng: Rng, canvas: Canvas) -> None:
         x = np.linspace(-1.3, 1.3, 40)
         y = offset + bend * np.sin(style.uniform(1, 4) * x + style.uniform(0, TAU)) * style.uniform(0.2, 1)
         path = np.stack([x, y + play * np.cumsum(rng.standard_normal(40)) / 6], 1)
-        body = canvas.line(path, min(width, 1.4 / count))
+        body = canvas.line(path, thickness)
         canvas.shadow(body, style.uniform(0, 0.4), 0.02)
-        canvas.add(body, tone, min(width, 1.4 / count) * canvas.scale * 0.5, 0.7)
+        canvas.add(body, tone, thickness * canvas.scale * 0.5, 0.7)
         if f.chance(style, 0.3):  # rings, stripes or windings along it
             for j in range(2, 38, int(style.integers(2, 7))):
                 normal = np.array([-(path[j + 1] - path[j - 1])[1], (path[j + 1] - path[j - 1])[0]])

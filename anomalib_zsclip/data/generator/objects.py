@@ -127,7 +127,7 @@ class Canvas:
         self.silhouette = self.silhouette * (1 - mask)
 
 
-def _material(style: Rng, rng: Rng, size: int) -> tuple[Array, Array]:
+def material(style: Rng, rng: Rng, size: int) -> tuple[Array, Array]:
     """A base colour and a sheet of that material."""
     kind = style.random()
     if kind < 0.35:
@@ -142,7 +142,7 @@ def _material(style: Rng, rng: Rng, size: int) -> tuple[Array, Array]:
     return base, f.paint(base, 1 + grain)
 
 
-def _print(style: Rng, canvas: Canvas, x: float, y: float, height: float, ink: Array, length: int = 0) -> None:
+def imprint(style: Rng, canvas: Canvas, x: float, y: float, height: float, ink: Array, length: int = 0) -> None:
     """A few printed characters, always the same for a product."""
     letters = "ABCDEFGHKLMNPRSTUVXYZ0123456789"
     text = "".join(letters[i] for i in style.integers(0, len(letters), length or int(style.integers(2, 6))))
@@ -160,7 +160,7 @@ def _print(style: Rng, canvas: Canvas, x: float, y: float, height: float, ink: A
 def washer(style: Rng, rng: Rng, canvas: Canvas) -> None:
     """Rings, washers and seals."""
     canvas.place(style, rng)
-    _, sheet = _material(style, rng, canvas.size)
+    _, sheet = material(style, rng, canvas.size)
     inner, rim = style.uniform(0.3, 0.75), style.uniform(0.02, 0.06)
     ring = canvas.disc(1.0) - canvas.disc(inner)
     canvas.shadow(ring, style.uniform(0, 0.5))
@@ -170,7 +170,7 @@ def washer(style: Rng, rng: Rng, canvas: Canvas) -> None:
 def nut(style: Rng, rng: Rng, canvas: Canvas) -> None:
     """Polygonal and flanged nuts with a threaded hole."""
     canvas.place(style, rng)
-    _, sheet = _material(style, rng, canvas.size)
+    _, sheet = material(style, rng, canvas.size)
     sides = int(style.choice([4, 5, 6, 6, 6, 8]))
     outline = f.regular(sides, 1.0) if f.chance(style, 0.7) else f.regular(sides, 1.0, style.uniform(0.72, 0.9))
     solid = canvas.mask(outline)
@@ -185,7 +185,7 @@ def nut(style: Rng, rng: Rng, canvas: Canvas) -> None:
 def gear(style: Rng, rng: Rng, canvas: Canvas) -> None:
     """Gear wheels."""
     canvas.place(style, rng)
-    _, sheet = _material(style, rng, canvas.size)
+    _, sheet = material(style, rng, canvas.size)
     wheel = canvas.mask(f.gear_outline(int(style.integers(8, 26)), 1.0, style.uniform(0.12, 0.25)))
     canvas.shadow(wheel, style.uniform(0, 0.5))
     canvas.add(wheel, sheet, 0.02, 0.4)
@@ -201,7 +201,7 @@ def gear(style: Rng, rng: Rng, canvas: Canvas) -> None:
 def screw(style: Rng, rng: Rng, canvas: Canvas) -> None:
     """Screws and bolts from the side."""
     canvas.place(style, rng, scale=(0.4, 0.48))
-    _, sheet = _material(style, rng, canvas.size)
+    _, sheet = material(style, rng, canvas.size)
     head, shank, length = style.uniform(0.2, 0.36), style.uniform(0.09, 0.18), style.uniform(0.75, 0.95)
     body = canvas.mask(
         np.array([[-0.55, -shank], [length - 0.15, -shank], [length, 0], [length - 0.15, shank], [-0.55, shank]])
@@ -230,7 +230,7 @@ def capsule(style: Rng, rng: Rng, canvas: Canvas) -> None:
     cap = whole * canvas.mask(f.box(1.2, 2) + [0.6 + style.uniform(-0.1, 0.2), 0])
     canvas.add(cap, second, half * canvas.scale * 0.9, 0.6)
     if f.chance(style, 0.7):
-        _print(style, canvas, -0.4, 0, half * 0.7, f.contrasting(style, first, 0.3), 3)
+        imprint(style, canvas, -0.4, 0, half * 0.7, f.contrasting(style, first, 0.3), 3)
     glint = canvas.line(np.array([[-0.7, -half * 0.5], [0.7, -half * 0.5]]), 0.05)
     canvas.add(f.blur(glint, 0.006 * canvas.size) * style.uniform(0, 0.6), np.ones(3, np.float32), solid=False)
 
@@ -250,7 +250,7 @@ def pill(style: Rng, rng: Rng, canvas: Canvas) -> None:
     if f.chance(style, 0.5):
         canvas.add(canvas.line(np.array([[0, -0.85 * ratio], [0, 0.85 * ratio]]), 0.05) * 0.6, base * 0.6, solid=False)
     else:
-        _print(style, canvas, 0, 0, 0.42 * ratio, base * 0.6, int(style.integers(2, 4)))
+        imprint(style, canvas, 0, 0, 0.42 * ratio, base * 0.6, int(style.integers(2, 4)))
 
 
 def bottle_top(style: Rng, rng: Rng, canvas: Canvas) -> None:
@@ -259,7 +259,7 @@ def bottle_top(style: Rng, rng: Rng, canvas: Canvas) -> None:
     radius, base = 1.0, f.colour(style)
     canvas.shadow(canvas.disc(1.0), style.uniform(0, 0.5))
     for _ in range(int(style.integers(3, 7))):
-        _, sheet = _material(style, rng, canvas.size)
+        _, sheet = material(style, rng, canvas.size)
         tone = f.near(style, base, 0.35) if f.chance(style, 0.7) else f.colour(style)
         paint = f.blend(sheet, tone, 0.75)
         canvas.add(canvas.disc(radius), paint, style.uniform(0.01, 0.05), 0.5)
@@ -300,7 +300,7 @@ def board(style: Rng, rng: Rng, canvas: Canvas) -> None:
         part = canvas.mask(f.box(w, h, 0.02) + [x, y])
         canvas.add(part, body, 0.012, 0.4, solid=False)
         if f.chance(style, 0.4):
-            _print(style, canvas, x, y, 0.35 * h, metal, 3)
+            imprint(style, canvas, x, y, 0.35 * h, metal, 3)
     for sx, sy in ((-0.85, -0.5), (0.85, 0.5), (-0.85, 0.5), (0.85, -0.5)):
         canvas.add(canvas.disc(0.08, sx, sy), metal, solid=False)
         canvas.add(canvas.disc(0.045, sx, sy), base * 0.2, solid=False)
@@ -330,7 +330,7 @@ def cable(style: Rng, rng: Rng, canvas: Canvas) -> None:
 def can_lid(style: Rng, rng: Rng, canvas: Canvas) -> None:
     """Lids of cans and jars with a ring-pull or an embossed mark."""
     canvas.place(style, rng)
-    base, sheet = _material(style, rng, canvas.size)
+    base, sheet = material(style, rng, canvas.size)
     canvas.shadow(canvas.disc(1.0), style.uniform(0, 0.5))
     for radius in (1.0, style.uniform(0.86, 0.94), style.uniform(0.7, 0.82)):
         canvas.add(canvas.disc(radius), sheet * style.uniform(0.85, 1.1), style.uniform(0.01, 0.03), 0.6)
@@ -340,7 +340,7 @@ def can_lid(style: Rng, rng: Rng, canvas: Canvas) -> None:
         canvas.add(canvas.mask(f.box(0.26, 0.18, 0.09) + [0.35, 0]), base * 0.5, solid=False)
         canvas.add(canvas.disc(0.06, -0.02, 0), base * 0.7, 0.01, 0.5, solid=False)
     else:
-        _print(style, canvas, 0, 0, 0.35, f.contrasting(style, base, 0.25), 4)
+        imprint(style, canvas, 0, 0, 0.35, f.contrasting(style, base, 0.25), 4)
 
 
 def label(style: Rng, rng: Rng, canvas: Canvas) -> None:
@@ -356,7 +356,7 @@ def label(style: Rng, rng: Rng, canvas: Canvas) -> None:
     while y < height / 2 - 0.15:
         kind = style.random()
         if kind < 0.6:
-            _print(
+            imprint(
                 style, canvas, style.uniform(-0.15, 0.15), y, style.uniform(0.16, 0.3), ink, int(style.integers(4, 9))
             )
             y += 0.28
@@ -395,7 +395,7 @@ def brush(style: Rng, rng: Rng, canvas: Canvas) -> None:
 def coin(style: Rng, rng: Rng, canvas: Canvas) -> None:
     """Coins, medals and stamped discs in relief."""
     canvas.place(style, rng)
-    _, sheet = _material(style, rng, canvas.size)
+    _, sheet = material(style, rng, canvas.size)
     size = canvas.size
     solid = canvas.disc(1.0)
     canvas.shadow(solid, style.uniform(0, 0.4))
@@ -416,7 +416,7 @@ def coin(style: Rng, rng: Rng, canvas: Canvas) -> None:
 def button(style: Rng, rng: Rng, canvas: Canvas) -> None:
     """Buttons with sewing holes, rotary knobs, sockets."""
     canvas.place(style, rng)
-    _, sheet = _material(style, rng, canvas.size)
+    _, sheet = material(style, rng, canvas.size)
     solid = canvas.disc(1.0) if f.chance(style, 0.75) else canvas.mask(f.box(1.8, 1.8, style.uniform(0.2, 0.7)))
     canvas.shadow(solid, style.uniform(0, 0.5))
     canvas.add(solid, sheet, 0.05, 0.5)
@@ -430,7 +430,7 @@ def button(style: Rng, rng: Rng, canvas: Canvas) -> None:
 def bracket(style: Rng, rng: Rng, canvas: Canvas) -> None:
     """Stamped plates: straight-sided outlines with holes and slots."""
     canvas.place(style, rng)
-    _, sheet = _material(style, rng, canvas.size)
+    _, sheet = material(style, rng, canvas.size)
     w, h, t = 1.8, style.uniform(0.9, 1.8), style.uniform(0.3, 0.6)
     kind = style.integers(0, 4)
     if kind == 0:
@@ -543,7 +543,7 @@ def transistor(style: Rng, rng: Rng, canvas: Canvas) -> None:
     case = canvas.mask(f.box(width, 0.95, style.uniform(0, 0.3)) + [0, -0.45])
     canvas.shadow(case, style.uniform(0, 0.4))
     canvas.add(case, body, 0.02, 0.5)
-    _print(style, canvas, 0, -0.45, 0.28, metal, int(style.integers(3, 5)))
+    imprint(style, canvas, 0, -0.45, 0.28, metal, int(style.integers(3, 5)))
 
 
 def rod(style: Rng, rng: Rng, canvas: Canvas) -> None:
@@ -553,7 +553,7 @@ def rod(style: Rng, rng: Rng, canvas: Canvas) -> None:
     edges = np.concatenate([[-1], np.sort(style.uniform(-0.85, 0.85, int(style.integers(1, 5)))), [1]])
     canvas.shadow(canvas.mask(f.box(2, 2 * half)), style.uniform(0, 0.4))
     for left, right in pairwise(edges):
-        _, sheet = _material(style, rng, canvas.size)
+        _, sheet = material(style, rng, canvas.size)
         h = half * style.uniform(0.75, 1.0)
         part = canvas.mask(f.box(right - left, 2 * h, style.uniform(0, 0.05)) + [(left + right) / 2, 0])
         canvas.add(part, sheet, h * canvas.scale * 0.9, 0.5)
@@ -590,7 +590,7 @@ def tray(style: Rng, rng: Rng, canvas: Canvas) -> None:
 def bearing(style: Rng, rng: Rng, canvas: Canvas) -> None:
     """Ball bearings: balls between two rings."""
     canvas.place(style, rng)
-    base, sheet = _material(style, rng, canvas.size)
+    base, sheet = material(style, rng, canvas.size)
     canvas.shadow(canvas.disc(1.0), style.uniform(0, 0.5))
     canvas.add(canvas.disc(1.0), sheet, 0.025, 0.5)
     canvas.add(canvas.disc(0.82), base * style.uniform(0.2, 0.5), 0.0)
@@ -615,7 +615,7 @@ def dial(style: Rng, rng: Rng, canvas: Canvas) -> None:
         t = TAU * k / ticks
         ray = np.array([[np.cos(t), np.sin(t)]])
         canvas.add(canvas.line(np.concatenate([0.7 * ray, 0.82 * ray]), 0.035), ink, solid=False)
-    _print(style, canvas, 0, 0.35, 0.22, ink, 3)
+    imprint(style, canvas, 0, 0.35, 0.22, ink, 3)
     t = rng.uniform(0, TAU)
     canvas.add(
         canvas.line(np.array([[0, 0], [0.62 * np.cos(t), 0.62 * np.sin(t)]]), 0.05), f.colour(style), solid=False
@@ -631,14 +631,14 @@ def bottle(style: Rng, rng: Rng, canvas: Canvas) -> None:
     profile = np.convolve(np.pad(profile, 2, mode="edge"), np.ones(5) / 5, "valid")
     outline = np.concatenate([np.stack([profile, y], 1), np.stack([-profile, y], 1)[::-1]])
     solid = canvas.mask(outline)
-    _, sheet = _material(style, rng, canvas.size)
+    _, sheet = material(style, rng, canvas.size)
     canvas.shadow(solid, style.uniform(0, 0.4))
     canvas.add(solid, sheet, 0.14, 0.5)
     if f.chance(style, 0.6):
         band = solid * canvas.mask(f.box(2, style.uniform(0.3, 0.7)) + [0, style.uniform(-0.2, 0.5)])
         paper = f.colour(style, low=0.5)
         canvas.add(band, paper, 0.14, 0.35, solid=False)
-        _print(style, canvas, 0, 0.25, 0.22, f.contrasting(style, paper), 3)
+        imprint(style, canvas, 0, 0.25, 0.22, f.contrasting(style, paper), 3)
 
 
 def leaf(style: Rng, rng: Rng, canvas: Canvas) -> None:
@@ -693,7 +693,7 @@ def widget(style: Rng, rng: Rng, canvas: Canvas) -> None:
             f.gear_outline(int(style.integers(6, 18)), radius, 0.2),
         ][kind]
         outline = f.turn(outline, style.uniform(0, TAU), x, y)
-        _, sheet = _material(style, rng, canvas.size)
+        _, sheet = material(style, rng, canvas.size)
         bevel, cut, outlined = style.uniform(0, 0.04), index > 0 and f.chance(style, 0.2), f.chance(style, 0.2)
         for side in (1, -1) if symmetric and index else (1,):
             part = canvas.mask(outline * [side, 1])
@@ -729,7 +729,7 @@ def plate_with_border(style: Rng, rng: Rng, canvas: Canvas) -> None:
 
 def sheet_with_fittings(style: Rng, rng: Rng, canvas: Canvas) -> None:
     """A panel that fills the picture and carries screws, seams, lines or print."""
-    _, sheet = _material(style, rng, canvas.size)
+    _, sheet = material(style, rng, canvas.size)
     canvas.pose(0.5, 0.5, 0.5, float(rng.normal(0, 0.01)))
     canvas.add(np.ones_like(canvas.silhouette), sheet)
     base = sheet.mean((0, 1))
@@ -745,7 +745,7 @@ def sheet_with_fittings(style: Rng, rng: Rng, canvas: Canvas) -> None:
         slot = canvas.line(f.turn(np.array([[-radius, 0], [radius, 0]]), rng.uniform(0, TAU), x, y) * 0.999, 0.02)
         canvas.add(slot * 0.8, base * 0.3, solid=False)
     if f.chance(style, 0.5):
-        _print(
+        imprint(
             style,
             canvas,
             style.uniform(-0.4, 0.4),

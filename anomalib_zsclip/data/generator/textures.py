@@ -19,7 +19,7 @@ from .fields import Array, Rng
 TAU = 2 * np.pi
 
 
-def _angle(style: Rng, rng: Rng) -> float:
+def orientation(style: Rng, rng: Rng) -> float:
     """An orientation: mostly along the axes, with a little play from image to image."""
     base = style.choice([0.0, np.pi / 2, style.uniform(0, np.pi)], p=[0.35, 0.25, 0.4])
     return float(base + rng.normal(0, 0.03))
@@ -91,7 +91,7 @@ def wood(style: Rng, rng: Rng, size: int) -> Array:
     """Planed wood: growth rings, fibres and now and then a sound knot."""
     light = f.earthy(style) if f.chance(style, 0.8) else f.colour(style, 0.6)
     dark = light * style.uniform(0.45, 0.85)
-    rings, fibre, angle = f.log_uniform(style, 3, 22), f.log_uniform(style, 0.02, 0.1), _angle(style, rng)
+    rings, fibre, angle = f.log_uniform(style, 3, 22), f.log_uniform(style, 0.02, 0.1), orientation(style, rng)
     knot_rate = style.uniform(0, 0.5)
     u, v = f.rotated(size, angle)
     v = v + 0.06 * f.smooth_noise(rng, size, 2) * style.uniform(0.2, 1.2)
@@ -120,7 +120,7 @@ def leather(style: Rng, rng: Rng, size: int) -> Array:
 
 def _threads(style: Rng, rng: Rng, size: int, low: float = 8, high: float = 34) -> tuple[Array, Array]:
     """Warp and weft phase (in threads) of a slightly distorted cloth."""
-    pitch, angle = f.log_uniform(style, low, high), _angle(style, rng)
+    pitch, angle = f.log_uniform(style, low, high), orientation(style, rng)
     wobble = style.uniform(0.02, 0.25)
     u, v = f.rotated(size, angle, (rng.random(), rng.random()))
     return (
@@ -216,7 +216,7 @@ def marble(style: Rng, rng: Rng, size: int) -> Array:
     """Polished stone with soft veins."""
     base = f.colour(style, grey=0.6, low=0.3)
     vein = f.contrasting(style, base, 0.2)
-    _u, v = f.rotated(size, _angle(style, rng))
+    _u, v = f.rotated(size, orientation(style, rng))
     field = np.sin(TAU * style.uniform(1, 4) * v + 2.2 * f.fractal(rng, size, 3, 0.6, 4))
     veins = np.power(1 - np.abs(field), f.log_uniform(style, 2, 9))
     return f.blend(f.paint(base, 1 + 0.04 * f.fractal(rng, size, 4)), vein, veins * style.uniform(0.2, 0.6))
@@ -255,7 +255,7 @@ def foam(style: Rng, rng: Rng, size: int) -> Array:
 def _lattice(style: Rng, rng: Rng, size: int, low: float, high: float, hexagonal: bool) -> tuple[Array, Array]:
     """Offsets from the nearest node of a square or hexagonal lattice, in units of the pitch."""
     count = f.log_uniform(style, low, high)
-    u, v = f.rotated(size, _angle(style, rng), (rng.random(), rng.random()))
+    u, v = f.rotated(size, orientation(style, rng), (rng.random(), rng.random()))
     a, b = u * count, v * count * (1.1547 if hexagonal else 1.0)
     if hexagonal:
         a = a + 0.5 * (np.floor(b) % 2)
@@ -306,7 +306,7 @@ def bricks(style: Rng, rng: Rng, size: int) -> Array:
 def cardboard(style: Rng, rng: Rng, size: int) -> Array:
     """Cardboard or paper with fibres and faint flutes."""
     base = f.earthy(style) if f.chance(style, 0.7) else f.colour(style, low=0.5)
-    _u, v = f.rotated(size, _angle(style, rng))
+    _u, v = f.rotated(size, orientation(style, rng))
     flutes = style.uniform(0, 0.06) * np.sin(TAU * f.log_uniform(style, 12, 40) * v)
     fibres = style.uniform(0.01, 0.05) * f.smooth_noise(rng, size, size * 0.12, size * 0.6)
     return f.paint(base, 1 + flutes + fibres + 0.03 * f.fractal(rng, size, 3))
@@ -351,7 +351,7 @@ def printed(style: Rng, rng: Rng, size: int) -> Array:
         tile = np.maximum(tile, shape)
     repeats = int(np.ceil(1.5 * size / tile_size)) + 1
     sheet = np.tile(tile, (repeats, repeats))
-    angle, scale = _angle(style, rng), 1.0
+    angle, scale = orientation(style, rng), 1.0
     matrix = cv2.getRotationMatrix2D((sheet.shape[1] / 2, sheet.shape[0] / 2), np.degrees(angle), scale)
     matrix[:, 2] += size / 2 - sheet.shape[0] / 2 + rng.uniform(-0.5, 0.5, 2) * tile_size
     pattern = cv2.warpAffine(sheet, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
@@ -407,7 +407,7 @@ def fur(style: Rng, rng: Rng, size: int) -> Array:
     length = max(int(size * style.uniform(0.04, 0.12)), 3)
     streaks = cv2.blur(noise, (length, 1)) * np.sqrt(length)
     streaks = f.warp(streaks, np.zeros_like(flow), flow * size * 0.3)
-    angle = _angle(style, rng)
+    angle = orientation(style, rng)
     if abs(np.sin(angle)) > 0.7:
         streaks = streaks.T
     return f.paint(base, 1 + f.log_uniform(style, 0.06, 0.25) * streaks)
@@ -417,7 +417,7 @@ def roof(style: Rng, rng: Rng, size: int) -> Array:
     """Overlapping rows of scales or shingles."""
     base = f.colour(style)
     rows = f.log_uniform(style, 4, 12)
-    u, v = f.rotated(size, _angle(style, rng), (rng.random(), rng.random()))
+    u, v = f.rotated(size, orientation(style, rng), (rng.random(), rng.random()))
     a, b = u * rows, v * rows
     a = a + 0.5 * (np.floor(b) % 2)
     bow = 0.35 * style.random() * np.cos(TAU * a)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import matplotlib as mpl
 import numpy as np
 from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 COLD, HOT = 0.4, 0.8
 """Map values up to ``COLD`` leave the image as it is; from ``HOT`` on the colour is strongest."""
@@ -66,23 +71,19 @@ class FixedScaleVisualizer(ImageVisualizer):
 
         width, height = self.field_size
         strip = Image.new("RGB", (width * len(panels), height + CAPTION_HEIGHT))
-        pen = ImageDraw.Draw(strip, "RGBA")
         for index, (title, panel) in enumerate(panels):
             strip.paste(panel, (index * width, 0))
-            box = pen.textbbox((index * width + 6, 4), title, font=_font())
-            pen.rectangle((box[0] - 4, box[1] - 2, box[2] + 4, box[3] + 3), fill=(0, 0, 0, 140))
-            pen.text((index * width + 6, 4), title, font=_font(), fill="white")
-        pen.text((6, height + 4), _caption(item), font=_font(), fill="white")
+            sign = _sign(title)
+            strip.paste(sign, (index * width + 2, 4), sign)
+        ImageDraw.Draw(strip).text((6, height + 4), _caption(item), font=_font(), fill="white")
         return strip
 
     def _heat(self, photo: Image.Image, values: np.ndarray) -> Image.Image:
-        values = np.asarray(
-            Image.fromarray(values.astype(np.float32)).resize(self.field_size, Image.Resampling.BILINEAR)
-        )
         levels = (np.nan_to_num(values).clip(0, 1) * 255).astype(np.uint8)
-        strength = ((values - COLD) / (HOT - COLD)).clip(0, 1) * STRENGTH * 255
+        levels = cv2.resize(levels, self.field_size, interpolation=cv2.INTER_LINEAR)
+        colors, strength = _colors()
         return Image.composite(
-            Image.fromarray(_colors()[levels]), photo, Image.fromarray(np.nan_to_num(strength).astype(np.uint8))
+            Image.fromarray(cv2.applyColorMap(levels, colors)), photo, Image.fromarray(cv2.LUT(levels, strength))
         )
 
     def _mask(self, mask: Any) -> Image.Image:  # noqa: ANN401
@@ -90,8 +91,9 @@ class FixedScaleVisualizer(ImageVisualizer):
         return Image.fromarray(binary).resize(self.field_size, Image.Resampling.NEAREST)
 
     def _contour(self, photo: Image.Image, mask: Image.Image) -> Image.Image:
-        edge = ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(5)))
-        return Image.composite(Image.new("RGB", photo.size, CONTOUR_COLOR), photo, edge)
+        filled = np.asarray(mask)
+        edge = cv2.subtract(filled, cv2.erode(filled, np.ones((5, 5), np.uint8)))
+        return Image.composite(Image.new("RGB", photo.size, CONTOUR_COLOR), photo, Image.fromarray(edge))
 
     def on_test_batch_end(
         self,
@@ -106,21 +108,18 @@ class FixedScaleVisualizer(ImageVisualizer):
         del pl_module, outputs, batch_idx, dataloader_idx
         if self.output_dir is None:
             self.output_dir = Path(trainer.default_root_dir) / "images"
-        datamodule = getattr(trainer, "datamodule", None)
-        jobs = []
-        for item in batch:
-            filename = generate_output_filename(
-                input_path=item.image_path or "",
-                output_path=self.output_dir,
-                dataset_name=getattr(datamodule, "name", None),
-                category=getattr(datamodule, "category", None),
-            )
-            jobs.append((item, filename))
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pictures")
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="pictures", initializer=_give_way)
         while len(self._pending) >= BATCHES_WAITING:
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._save, jobs))
+        datamodule = getattr(trainer, "datamodule", None)
+        name_file = partial(
+            generate_output_filename,
+            output_path=self.output_dir,
+            dataset_name=getattr(datamodule, "name", None),
+            category=getattr(datamodule, "category", None),
+        )
+        self._pending.append(self._pool.submit(self._save, batch, name_file))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the last pictures."""
@@ -138,11 +137,14 @@ class FixedScaleVisualizer(ImageVisualizer):
         with suppress(Exception):  # the first exception is the one to show
             self._finish()
 
-    def _save(self, jobs: list[tuple[Any, Path]]) -> None:
-        for item, filename in jobs:
-            # The fastest compression: the smallest would take longer than a small model's inference.
-            options: dict[str, Any] = {"compress_level": 1} if filename.suffix.lower() == ".png" else {}
-            self.draw(item).save(filename, **options)
+    def _save(self, batch: Any, name_file: Callable[[str], Path]) -> None:  # noqa: ANN401
+        for item in batch:
+            filename = name_file(item.image_path or "")
+            picture = self.draw(item)
+            if filename.suffix.lower() == ".png":
+                filename.write_bytes(_png(picture))
+            else:
+                picture.save(filename)
 
     def _finish(self) -> None:
         # No thread stays behind: the model, with this callback in it, must be one that can be copied and saved.
@@ -192,7 +194,32 @@ def _font() -> Any:  # noqa: ANN401 - Pillow gives one of two classes
     return ImageFont.load_default(size=14)
 
 
+def _give_way() -> None:
+    """Let the threads of the model go before this one, where the system has priorities of single threads (Linux)."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+@lru_cache(maxsize=8)
+def _sign(title: str) -> Image.Image:
+    """The title of a panel, white on a shade."""
+    left, top, right, bottom = _font().getbbox(title)
+    sign = Image.new("RGBA", (int(right - left) + 8, int(bottom - top) + 6), (0, 0, 0, 140))
+    ImageDraw.Draw(sign).text((4 - left, 2 - top), title, font=_font(), fill="white")
+    return sign
+
+
+def _png(picture: Image.Image) -> bytes:
+    """As a PNG file, twice as fast as Pillow, which tries all filters: a small model takes hardly longer per image."""
+    pixels = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR)
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+    return cv2.imencode(".png", pixels, options)[1].tobytes()
+
+
 @lru_cache(maxsize=1)
-def _colors() -> np.ndarray:
-    """Colours of 256 levels, ``[256, 3]``."""
-    return (mpl.colormaps["turbo"](np.arange(256))[:, :3] * 255).astype(np.uint8)
+def _colors() -> tuple[np.ndarray, np.ndarray]:
+    """Colours ``[256, 1, 3]`` and their strength ``[256]`` for map values from 0 to 1 in 256 levels, both uint8."""
+    levels = np.linspace(0, 1, 256)
+    colors = (mpl.colormaps["turbo"](levels)[:, None, :3] * 255).astype(np.uint8)
+    strength = (((levels - COLD) / (HOT - COLD)).clip(0, 1) * STRENGTH * 255).astype(np.uint8)
+    return colors, strength

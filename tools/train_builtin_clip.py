@@ -50,6 +50,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 SIZE = 128  # side of the generated pictures
 SCALE = 50.0  # logit scale: fixed, so that probabilities stay away from 0 and 1 at the factor 100 that SDP uses
 REFINED_FROM = 2  # AnomalyCLIP's refined stream starts after this block
+PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
 ANCHORS_FROM, ANCHOR_SCALE = 0.45, 20.0  # share of the schedule after which kinds have anchors; their logit scale
 
 FAMILIES = [name for name, family in gen.FAMILIES.items() if not family.held_out]
@@ -344,10 +345,8 @@ class Muon(torch.optim.Optimizer):
     Matrices of one shape are treated together. Stacked projections (query, key, value) are separate matrices.
     """
 
-    def __init__(
-        self, params: list[nn.Parameter], lr: float = 0.005, momentum: float = 0.95, decay: float = 0.05
-    ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
+    def __init__(self, params: list[nn.Parameter], lr: float = 0.005, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__(params, {"lr": lr, "momentum": 0.95, "decay": 0.05, "dtype": dtype})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -367,7 +366,7 @@ class Muon(torch.optim.Optimizer):
                 for target, u in zip(p.chunk(parts), update.chunk(parts), strict=True):
                     buckets.setdefault(tuple(target.shape), []).append((target, u))
             for (rows, columns), members in buckets.items():
-                stacked = self._orthogonal(torch.stack([u for _, u in members]))
+                stacked = self._orthogonal(torch.stack([u for _, u in members]).to(group["dtype"]))
                 scale = group["lr"] * max(1.0, rows / columns) ** 0.5
                 for (target, _), u in zip(members, stacked, strict=True):
                     target.mul_(1 - group["lr"] * group["decay"]).add_(u.to(target.dtype), alpha=-scale)
@@ -375,7 +374,7 @@ class Muon(torch.optim.Optimizer):
     @staticmethod
     def _orthogonal(g: Tensor) -> Tensor:
         """Nearest semi-orthogonal matrices of ``[n, rows, columns]``, roughly, in five iterations."""
-        x = g.bfloat16()
+        x = g
         wide = x.shape[-2] > x.shape[-1]
         x = x.mT if wide else x
         x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -641,6 +640,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0.0, help="length of the schedule in minutes instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--precision", choices=list(PRECISIONS), default="bf16",
+        help="of the image tower; float32 is far faster on a CPU that can only imitate bf16",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
     parser.add_argument("--workers", type=int, default=1, help="processes that make images")
     parser.add_argument("--slots", type=int, default=8192, help="pairs kept in shared memory (115 kB each)")
@@ -684,7 +687,8 @@ def main() -> None:
     anchors = nn.Parameter(torch.randn(len(KINDS), model.text_projection.shape[1], generator=start).to(args.device))
     model.logit_scale.requires_grad_(False)
     rest = [p for p in model.parameters() if id(p) not in chosen]
-    muon = Muon(matrices, args.lr)
+    dtype = PRECISIONS[args.precision]
+    muon = Muon(matrices, args.lr, dtype)
     adam = torch.optim.Adam(
         [
             {"params": rest, "lr": 0.25 * args.lr},
@@ -703,7 +707,6 @@ def main() -> None:
     if saved:
         base = saved["base"]
     log = (args.out / "log.jsonl").open("a", encoding="utf-8")
-    dtype = torch.bfloat16
     began, last_save, sums, seen = time.time() - elapsed, time.time(), {}, 0
 
     def save() -> None:

@@ -85,3 +85,38 @@ def test_a_picture_that_cannot_be_drawn_is_not_lost_in_silence(tmp_path: Path) -
     visualizer.on_test_batch_end(trainer, None, None, batch, 0)
     with pytest.raises(FileNotFoundError, match=r"part\.png"):
         visualizer.on_test_end(trainer, None)
+
+
+@pytest.mark.parametrize(("suffix", "tolerance"), [(".png", 0), (".bmp", 0), (".jpg", 12)])
+def test_what_is_saved_is_what_was_drawn(tmp_path: Path, suffix: str, tolerance: float) -> None:
+    source = tmp_path / f"part{suffix}"
+    colours = np.linspace((250, 40, 10), (20, 90, 200), 80).astype(np.uint8)
+    Image.fromarray(np.broadcast_to(colours, (60, 80, 3)).copy()).save(source)
+    batch = ImageBatch(
+        image=torch.rand(1, 3, 32, 32),
+        anomaly_map=torch.linspace(0, 1, 32).expand(1, 32, 32),
+        pred_mask=torch.linspace(0, 1, 32).expand(1, 32, 32) > 0.5,
+        pred_score=torch.tensor([0.7]),
+        image_path=[str(source)],
+    )
+    visualizer = FixedScaleVisualizer(output_dir=tmp_path / "images")
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path), datamodule=None)
+    visualizer.on_test_batch_end(trainer, None, None, batch, 0)
+    visualizer.on_test_end(trainer, None)
+    saved = np.asarray(Image.open(next((tmp_path / "images").rglob(f"part{suffix}"))).convert("RGB")).astype(int)
+    drawn = np.asarray(visualizer.visualize(batch)).astype(int)
+    assert np.abs(saved - drawn).mean() <= tolerance
+    assert saved[100, 20, 0] > saved[100, 20, 2] + 60  # red on the left stays red
+
+
+def test_the_border_of_the_predicted_mask_is_marked_and_nothing_else(photo: Path) -> None:
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[8:24, 8:24] = True
+    item = ImageItem(image=torch.zeros(3, 32, 32), image_path=str(photo), pred_mask=mask)
+    strip = np.asarray(FixedScaleVisualizer(field_size=(128, 128)).visualize(item))
+    panel = strip[:128, 128:256]
+    red = (panel == (255, 0, 0)).all(-1)
+    ys, xs = np.nonzero(red)
+    assert (ys.min(), ys.max(), xs.min(), xs.max()) == (32, 95, 32, 95)
+    assert (panel[34:94, 34:94] == 120).all()
+    assert (panel[97:] == 120).all()

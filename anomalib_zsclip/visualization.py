@@ -197,7 +197,8 @@ def _font() -> Any:  # noqa: ANN401 - Pillow gives one of two classes
 def _give_way() -> None:
     """Let the threads of the model go before this one, where the system has priorities of single threads (Linux)."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        with suppress(OSError):  # a container may forbid it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 @lru_cache(maxsize=8)

@@ -123,7 +123,7 @@ def test_a_training_step_lowers_the_loss_and_is_deterministic(tool: ModuleType) 
         matrices = [
             p for n, p in model.named_parameters() if n.startswith("visual.") and "resblocks" in n and p.ndim == 2
         ]
-        optimizer = tool.Muon(matrices)
+        optimizer = tool.Muon(matrices, dtype=torch.float32)
         totals = []
         for _ in range(3):
             rng = np.random.default_rng(3)
@@ -140,9 +140,10 @@ def test_a_training_step_lowers_the_loss_and_is_deterministic(tool: ModuleType) 
     assert first[-1] < first[0]
 
 
-def test_muon_makes_updates_orthogonal(tool: ModuleType) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_makes_updates_orthogonal(tool: ModuleType, dtype: torch.dtype) -> None:
     matrices = torch.randn(3, 40, 24, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(tool.Muon._orthogonal(matrices).float())
+    values = torch.linalg.svdvals(tool.Muon._orthogonal(matrices.to(dtype)).float())
     assert values.min() > 0.5
     assert values.max() < 1.4
 

@@ -18,27 +18,25 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import cv2
-import numpy as np
 import torch
-from speed import Row, describe_machine, print_table
+from speed import Row, describe_machine, print_table, resident_megabytes
 
 import anomalib_zsclip
-from anomalib_zsclip.data.generator import generate
+from anomalib_zsclip import SyntheticDefects
 from anomalib_zsclip.data.synthetic_defects import CATEGORIES
 
 WARM_UP = 100
 """Images that do not count."""
 
 
-def make_folder(folder: Path, count: int, side: int) -> None:
-    """``count`` small photographs, every second one with a defect."""
-    category = CATEGORIES["solar_cell"]
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        defect = category.defects[number % len(category.defects)] if number % 2 else None
-        image = generate(category.family, defect, side, rng).image
-        cv2.imwrite(str(folder / f"part{number:05d}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+def make_images(root: Path, count: int, side: int) -> Path:
+    """A folder of ``count`` small photographs, half of them with a defect."""
+    defects = len(CATEGORIES["solar_cell"].defects)
+    data = SyntheticDefects(
+        "solar_cell", side, num_train=1, num_test_good=count // 2, num_test_per_defect=count // 2 // defects, root=root
+    )
+    data.prepare_data()
+    return data.folder / "test"
 
 
 def model_alone(name: str, count: int = 60) -> float:
@@ -54,13 +52,6 @@ def model_alone(name: str, count: int = 60) -> float:
         for image in images:
             model.model.explain(image)
     return count / (time.perf_counter() - began)
-
-
-def resident_megabytes(process: int) -> float:
-    """Resident memory of a process, where the system tells."""
-    status = Path(f"/proc/{process}/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), float("nan"))
 
 
 def command(name: str, folder: Path, results: Path, count: int) -> Row:
@@ -81,11 +72,11 @@ def command(name: str, folder: Path, results: Path, count: int) -> Row:
             done = table.read_bytes().count(b"\n") - 1
             if done >= WARM_UP:
                 marks.append((time.perf_counter(), done))
-                memory.append(resident_megabytes(process.pid))
+                memory.append(resident_megabytes("VmRSS", process.pid) or float("nan"))
     if process.returncode or not marks or marks[-1][1] < count:
         sys.exit(f"The command failed:\n{log.read_text()[-3000:]}")
     end = next(when for when, done in marks if done >= count)
-    pictures = sum(1 for _ in results.rglob("part*.png"))
+    pictures = sum(1 for _ in results.rglob("*.png"))
     return {
         "images/s": (count - marks[0][1]) / (end - marks[0][0]),
         "pictures": pictures,
@@ -98,15 +89,17 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ZsClip")
-    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--count", type=int, default=1000, help="of the images, a multiple of 10")
     parser.add_argument("--side", type=int, default=128, help="of the image files, in pixels")
     parser.add_argument("--output", type=Path, default=Path("bulk.json"))
     arguments = parser.parse_args()
+    if arguments.count <= WARM_UP or arguments.count % 10:
+        parser.error(
+            f"--count {arguments.count} must be a multiple of 10 above {WARM_UP}: the first {WARM_UP} do not count."
+        )
     with TemporaryDirectory() as scratch:
-        folder, results = Path(scratch, "images"), Path(scratch, "results")
-        folder.mkdir()
+        folder, results = make_images(Path(scratch, "data"), arguments.count, arguments.side), Path(scratch, "results")
         results.mkdir()
-        make_folder(folder, arguments.count, arguments.side)
         before = model_alone(arguments.model)
         row = command(arguments.model, folder, results, arguments.count)
         after = model_alone(arguments.model)

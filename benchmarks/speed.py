@@ -187,12 +187,18 @@ def work(task: str, **arguments: Any) -> Row:  # noqa: ANN401
     return {**arguments, **json.loads(done.stdout.splitlines()[-1])}
 
 
+def resident_megabytes(entry: str, process: int | str = "self") -> float | None:
+    """Resident memory of a process, by its entry in Linux's table: ``VmRSS`` now, ``VmHWM`` the peak; else ``None``."""
+    status = Path(f"/proc/{process}/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{entry}:")), None)
+
+
 def peak_megabytes() -> float:
     """Largest resident memory of this process so far, or since :func:`forget_peak` where the system can forget."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not ru_maxrss, which begins at the memory of the parent process.
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 1024
+    peak = resident_megabytes("VmHWM")  # not ru_maxrss, which begins at the memory of the parent process
+    if peak is not None:
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

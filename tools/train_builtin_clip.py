@@ -346,7 +346,8 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, params: list[nn.Parameter], lr: float = 0.005, dtype: torch.dtype = torch.bfloat16) -> None:
-        super().__init__(params, {"lr": lr, "momentum": 0.95, "decay": 0.05, "dtype": dtype})
+        super().__init__(params, {"lr": lr, "momentum": 0.95, "decay": 0.05})
+        self.dtype = dtype  # of the iterations; not in the state, so that a run may go on on another machine
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -366,15 +367,14 @@ class Muon(torch.optim.Optimizer):
                 for target, u in zip(p.chunk(parts), update.chunk(parts), strict=True):
                     buckets.setdefault(tuple(target.shape), []).append((target, u))
             for (rows, columns), members in buckets.items():
-                stacked = self._orthogonal(torch.stack([u for _, u in members]).to(group["dtype"]))
+                stacked = self._orthogonal(torch.stack([u for _, u in members]).to(self.dtype))
                 scale = group["lr"] * max(1.0, rows / columns) ** 0.5
                 for (target, _), u in zip(members, stacked, strict=True):
                     target.mul_(1 - group["lr"] * group["decay"]).add_(u.to(target.dtype), alpha=-scale)
 
     @staticmethod
-    def _orthogonal(g: Tensor) -> Tensor:
+    def _orthogonal(x: Tensor) -> Tensor:
         """Nearest semi-orthogonal matrices of ``[n, rows, columns]``, roughly, in five iterations."""
-        x = g
         wide = x.shape[-2] > x.shape[-1]
         x = x.mT if wide else x
         x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

@@ -24,6 +24,12 @@ class ClipPreProcessor(PreProcessor):
         resize = Resize(size, interpolation=InterpolationMode.BICUBIC, antialias=True)
         return cls(Compose([resize, Normalize(mean=list(mean), std=list(std))]))
 
+    @property
+    def resize(self) -> Resize | None:
+        """The transform's resize to a fixed size, where it begins with one."""
+        steps = self.transform.transforms if isinstance(self.transform, Compose) else [self.transform]
+        return steps[0] if _is_exact(steps[0]) else None
+
     def forward(self, batch: Tensor) -> Tensor:
         """Transform images in [0, 1], ``[B, 3, H, W]``."""
         if self.transform is None:
@@ -65,7 +71,7 @@ def _bicubic_matrix(source: int, target: int, like: Tensor) -> Tensor:
     return (weights / weights.sum(dim=1, keepdim=True)).to(like)
 
 
-def _is_exact(step: Transform) -> bool:
+def _is_exact(step: Transform | None) -> bool:
     """Whether a step is a resize that :func:`resize_antialiased` does."""
     bicubic = isinstance(step, Resize) and step.interpolation == InterpolationMode.BICUBIC and step.antialias
     return bool(bicubic and isinstance(step.size, Sequence) and len(step.size) == 2)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from anomalib_zsclip.reading import is_command
 
 COLUMNS = ("path", "pred_score", "pred_label", "explanation")
 
@@ -32,7 +33,7 @@ class PredictionsFile(Callback):
         """Start a new file."""
         del pl_module
         self._open(trainer)
-        if Path(sys.argv[0]).stem == "anomalib":
+        if is_command():
             trainer.predict_loop.return_predictions = False
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

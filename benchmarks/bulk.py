@@ -4,8 +4,9 @@
     python benchmarks/bulk.py --count 300 --model RandomWordClip
 
 Prints a table and writes ``bulk.json``: images per second of the command (after the first 100, so that the start does not
-count) and of the model alone on images in memory, before and after it, with the same number of threads; the resident
-memory of the command after 100 images and its largest value from then on.
+count) and of the model alone on images in memory, one by one and in batches of the command's size, before and after it,
+with the same number of threads; the memory of the command and its reading processes (pages that they share are counted
+once; Linux) after 100 images and its largest value from then on.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from speed import Row, describe_machine, print_table, resident_megabytes
+from speed import Row, describe_machine, print_table
 
 import anomalib_zsclip
 from anomalib_zsclip import SyntheticDefects
 from anomalib_zsclip.data.synthetic_defects import CATEGORIES
+from anomalib_zsclip.reading import BATCH_SIZE
 
 WARM_UP = 100
 """Images that do not count."""
@@ -39,19 +42,27 @@ def make_images(root: Path, count: int, side: int) -> Path:
     return data.folder / "test"
 
 
-def model_alone(name: str, count: int = 60) -> float:
-    """Images per second of the model, one by one, images in memory."""
+def model_alone(name: str, batch_size: int, count: int = 64) -> float:
+    """Images per second of the model on images in memory."""
     model = getattr(anomalib_zsclip, name)(backbone="builtin").eval()
     model.prepare()
     side = model.model.backbone.image_size
-    images = torch.rand(count, 1, 3, side, side)
+    batches = torch.rand(count, 3, side, side).split(batch_size)
     with torch.inference_mode():
-        for image in images[:10]:
-            model.model.explain(image)
+        for batch in batches[: max(1, 16 // batch_size)]:
+            model.model.explain(batch)
         began = time.perf_counter()
-        for image in images:
-            model.model.explain(image)
+        for batch in batches:
+            model.model.explain(batch)
     return count / (time.perf_counter() - began)
+
+
+def megabytes(process: int) -> float:
+    """Memory of a process and of those that it started, shared pages counted once."""
+    children = [int(c) for task in Path(f"/proc/{process}/task").glob("*/children") for c in task.read_text().split()]
+    entries = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    own = next(int(line.split()[1]) for line in entries if line.startswith("Pss:"))
+    return own / 1024 + sum(map(megabytes, children))
 
 
 def command(name: str, folder: Path, results: Path, count: int) -> Row:
@@ -65,14 +76,16 @@ def command(name: str, folder: Path, results: Path, count: int) -> Row:
         )
         table, marks, memory = None, [], []
         while process.poll() is None:
-            time.sleep(0.05)
+            time.sleep(0.1)
             table = table or next(results.rglob("predictions.csv"), None)
             if table is None:
                 continue
             done = table.read_bytes().count(b"\n") - 1
             if done >= WARM_UP:
                 marks.append((time.perf_counter(), done))
-                memory.append(resident_megabytes("VmRSS", process.pid) or float("nan"))
+                if done < count and len(marks) % 5 == 1:
+                    with suppress(OSError, StopIteration):  # not Linux, or a process that has just ended
+                        memory.append(megabytes(process.pid))
     if process.returncode or not marks or marks[-1][1] < count:
         sys.exit(f"The command failed:\n{log.read_text()[-3000:]}")
     end = next(when for when, done in marks if done >= count)
@@ -80,8 +93,8 @@ def command(name: str, folder: Path, results: Path, count: int) -> Row:
     return {
         "images/s": (count - marks[0][1]) / (end - marks[0][0]),
         "pictures": pictures,
-        "MB after 100": memory[0],
-        "MB at most": max(memory[:-1] or memory),
+        "MB after 100": memory[0] if memory else float("nan"),
+        "MB at most": max(memory, default=float("nan")),
     }
 
 
@@ -100,11 +113,13 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         folder, results = make_images(Path(scratch, "data"), arguments.count, arguments.side), Path(scratch, "results")
         results.mkdir()
-        before = model_alone(arguments.model)
+        before = [model_alone(arguments.model, size) for size in (1, BATCH_SIZE)]
         row = command(arguments.model, folder, results, arguments.count)
-        after = model_alone(arguments.model)
-    alone = (before + after) / 2
-    row = {"model": arguments.model, **row, "alone, images/s": alone, "share": row["images/s"] / alone}
+        after = [model_alone(arguments.model, size) for size in (1, BATCH_SIZE)]
+    row = {"model": arguments.model, **row}
+    for size, rates in zip((1, BATCH_SIZE), zip(before, after, strict=True), strict=True):
+        alone = sum(rates) / 2
+        row |= {f"alone by {size}, images/s": alone, f"share of it, by {size}": row["images/s"] / alone}
     print_table("prediction in bulk", [row])
     arguments.output.write_text(
         json.dumps({"machine": describe_machine(torch.get_num_threads()), "bulk": row}, indent=2)

@@ -187,9 +187,9 @@ def work(task: str, **arguments: Any) -> Row:  # noqa: ANN401
     return {**arguments, **json.loads(done.stdout.splitlines()[-1])}
 
 
-def resident_megabytes(entry: str, process: int | str = "self") -> float | None:
-    """Resident memory of a process, by its entry in Linux's table: ``VmRSS`` now, ``VmHWM`` the peak; else ``None``."""
-    status = Path(f"/proc/{process}/status")
+def resident_megabytes(entry: str) -> float | None:
+    """Resident memory of this process, by its entry in Linux's table: ``VmRSS`` now, ``VmHWM`` the peak; else ``None``."""
+    status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{entry}:")), None)
 

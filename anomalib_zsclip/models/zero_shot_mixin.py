@@ -29,6 +29,7 @@ from anomalib_zsclip.heads.few_shot import FewShotMemory
 from anomalib_zsclip.post_processing import NO_DATA, MonotonePostProcessor
 from anomalib_zsclip.pre_processing import ClipPreProcessor
 from anomalib_zsclip.predictions_file import PredictionsFile
+from anomalib_zsclip.reading import ReadAhead
 from anomalib_zsclip.visualization import FixedScaleVisualizer
 
 from .normal_images import find_normal_images, load_batches, pick
@@ -240,8 +241,8 @@ class ZeroShotMixin(LightningModule):
         return None
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Anomalib's callbacks, the one that names unreadable images, and the one that writes the table of scores."""
-        return [*super().configure_callbacks(), UnreadableImages(), PredictionsFile()]  # type: ignore[misc]
+        """Anomalib's callbacks, those that read ahead and name unreadable images, and the one for the table of scores."""
+        return [*super().configure_callbacks(), ReadAhead(), UnreadableImages(), PredictionsFile()]  # type: ignore[misc]
 
     @property
     def learning_type(self) -> LearningType:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).parent / "anomalib"
@@ -44,6 +47,41 @@ def test_train_then_predict_on_a_folder(tmp_path: Path) -> None:
     result = anomalib("predict", *model, "--data", str(images), folder=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     assert len(list((tmp_path / "results").rglob("*.png"))) >= len(pictures) + 3
+
+
+def test_reading_ahead_gives_the_predictions_of_one_by_one(tmp_path: Path) -> None:
+    from anomalib.engine import Engine
+
+    from anomalib_zsclip import ClipAd
+    from anomalib_zsclip.reading import MANY
+
+    images = tmp_path / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(MANY + 3):
+        height, width = rng.integers(20, 90, 2)
+        picture = Image.fromarray(rng.integers(0, 255, (5, 5, 3), dtype=np.uint8)).resize((width, height))
+        picture.save(images / f"{index:03d}.png")
+    model = ("--model", "ClipAd", "--model.backbone", "builtin", "--model.image_size", "64")
+    result = anomalib("predict", *model, "--data", str(images), "--default_root_dir", "command", folder=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    with next((tmp_path / "command").rglob("predictions.csv")).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(list((tmp_path / "command").rglob("*.png"))) == MANY + 3
+
+    engine = Engine(default_root_dir=tmp_path / "python", enable_progress_bar=False)
+    wanted = engine.predict(ClipAd(backbone="builtin", image_size=64, visualizer=False), data_path=images)
+    assert [row["path"] for row in rows] == [batch.image_path[0] for batch in wanted]
+    scores = [float(batch.pred_score) for batch in wanted]
+    assert np.ptp(scores) > 1e-3
+    assert [float(row["pred_score"]) for row in rows] == pytest.approx(scores, abs=2e-6)
+
+    (images / "002b.png").write_bytes(b"no image")
+    result = anomalib("predict", *model, "--data", str(images), folder=tmp_path)
+    assert result.returncode != 0
+    assert "1 image file(s) cannot be read" in result.stderr
+    assert "002b.png" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Reading ahead for the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import PredictDataset
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from anomalib_zsclip import reading
+from anomalib_zsclip.pre_processing import ClipPreProcessor
+from anomalib_zsclip.reading import ReadAhead
+
+SIZES = [(40, 30), (64, 64), (16, 90)]
+
+
+@pytest.fixture
+def loader(tmp_path: Path) -> DataLoader:
+    rng = np.random.default_rng(0)
+    for index, size in enumerate(SIZES):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{index}.png")
+    dataset = PredictDataset(tmp_path)
+    return DataLoader(dataset, collate_fn=dataset.collate_fn)
+
+
+def set_up(
+    loader: DataLoader, monkeypatch: pytest.MonkeyPatch, program: str = "anomalib", stage: str = "predict", **own: Any
+) -> tuple[ClipPreProcessor, DataLoader]:
+    monkeypatch.setattr("sys.argv", [program])
+    pre_processor = own.get("pre_processor", ClipPreProcessor.for_size((32, 48), (0.5,) * 3, (0.25,) * 3))
+    source = SimpleNamespace(instance=[loader])
+    trainer = SimpleNamespace(predict_loop=SimpleNamespace(_data_source=source))
+    ReadAhead().setup(trainer, SimpleNamespace(pre_processor=pre_processor), stage)
+    return pre_processor, source.instance[0]
+
+
+def test_a_batch_of_mixed_sizes_is_what_the_model_would_get_one_by_one(
+    loader: DataLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_by_one = list(loader)
+    pre_processor, ahead = set_up(loader, monkeypatch)
+    (batch,) = ahead
+    assert batch.image.shape == (3, 3, 32, 48)
+    assert batch.image_path == [single.image_path[0] for single in one_by_one]
+    wanted = torch.cat([pre_processor(single.image) for single in one_by_one])
+    torch.testing.assert_close(pre_processor(batch.image), wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"program": "script.py"}, {"stage": "test"}, {"stage": "validate"}, {"pre_processor": None}]
+)
+def test_everything_else_keeps_its_loader(
+    loader: DataLoader, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    assert set_up(loader, monkeypatch, **change)[1] is loader
+
+
+def test_a_transform_of_the_user_stays(loader: DataLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader.dataset.transform = torch.nn.Identity()
+    assert set_up(loader, monkeypatch)[1] is loader
+
+
+@pytest.mark.parametrize(("many", "cores", "workers"), [(4, 2, 0), (3, 1, 1), (3, 2, 1), (3, 3, 2), (3, 64, 4)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4")
+def test_processes_only_for_many_images(
+    loader: DataLoader, monkeypatch: pytest.MonkeyPatch, many: int, cores: int, workers: int
+) -> None:
+    monkeypatch.setattr(reading, "MANY", many)
+    monkeypatch.setattr("torch.get_num_threads", lambda: cores)
+    assert set_up(loader, monkeypatch)[1].num_workers == workers

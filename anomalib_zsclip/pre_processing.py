@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from anomalib.pre_processing import PreProcessor
@@ -71,7 +72,7 @@ def _bicubic_matrix(source: int, target: int, like: Tensor) -> Tensor:
     return (weights / weights.sum(dim=1, keepdim=True)).to(like)
 
 
-def _is_exact(step: Transform | None) -> bool:
+def _is_exact(step: Transform | None) -> TypeGuard[Resize]:
     """Whether a step is a resize that :func:`resize_antialiased` does."""
     bicubic = isinstance(step, Resize) and step.interpolation == InterpolationMode.BICUBIC and step.antialias
     return bool(bicubic and isinstance(step.size, Sequence) and len(step.size) == 2)

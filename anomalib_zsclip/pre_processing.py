@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
 
 import torch
 from anomalib.pre_processing import PreProcessor
@@ -28,8 +27,8 @@ class ClipPreProcessor(PreProcessor):
     @property
     def resize(self) -> Resize | None:
         """The transform's resize to a fixed size, where it begins with one."""
-        steps = self.transform.transforms if isinstance(self.transform, Compose) else [self.transform]
-        return steps[0] if _is_exact(steps[0]) else None
+        first = self.transform.transforms[0] if isinstance(self.transform, Compose) else self.transform
+        return first if first is not None and _is_exact(first) else None
 
     def forward(self, batch: Tensor) -> Tensor:
         """Transform images in [0, 1], ``[B, 3, H, W]``."""
@@ -72,7 +71,7 @@ def _bicubic_matrix(source: int, target: int, like: Tensor) -> Tensor:
     return (weights / weights.sum(dim=1, keepdim=True)).to(like)
 
 
-def _is_exact(step: Transform | None) -> TypeGuard[Resize]:
+def _is_exact(step: Transform) -> bool:
     """Whether a step is a resize that :func:`resize_antialiased` does."""
     bicubic = isinstance(step, Resize) and step.interpolation == InterpolationMode.BICUBIC and step.antialias
     return bool(bicubic and isinstance(step.size, Sequence) and len(step.size) == 2)

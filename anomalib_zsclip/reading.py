@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,9 +12,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 BATCH_SIZE = 8
-"""Images in a batch: the towers are hardly faster with more."""
+"""Most images in a batch: the towers are hardly faster with more."""
 WORKERS = 4
 """Most processes that read images."""
+SHARED_BYTES = 48_000_000
+"""Most bytes of images on their way from these processes: containers have 64 MB of shared memory, unless told otherwise."""
+PREFETCHED = 2
+"""Batches that each process keeps ready, as ever in torch."""
 MANY = 64
 """Images from which on starting a process pays."""
 
@@ -44,15 +49,18 @@ class ReadAhead(Callback):
             dataset = getattr(loader, "dataset", None)
             if isinstance(dataset, PredictDataset) and dataset.transform is None:
                 dataset.transform = resize
-                loaders[index] = _loader(dataset)
+                loaders[index] = _loader(dataset, resize.size)
 
 
-def _loader(dataset: PredictDataset) -> DataLoader:
+def _loader(dataset: PredictDataset, size: Sequence[int]) -> DataLoader:
+    image_bytes = 4 * 3 * size[0] * size[1]
+    fitting = SHARED_BYTES // (PREFETCHED * image_bytes)
+    batch_size = max(1, min(BATCH_SIZE, fitting // WORKERS))
     spare = max(1, torch.get_num_threads() - 1)
     return DataLoader(
         dataset,
-        batch_size=BATCH_SIZE,
-        num_workers=min(WORKERS, spare) if len(dataset) >= MANY else 0,
+        batch_size=batch_size,
+        num_workers=min(WORKERS, spare, fitting // batch_size) if len(dataset) >= MANY else 0,
         collate_fn=dataset.collate_fn,
         pin_memory=torch.cuda.is_available(),
     )

@@ -33,7 +33,8 @@ def set_up(
     loader: DataLoader, monkeypatch: pytest.MonkeyPatch, program: str = "anomalib", stage: str = "predict", **own: Any
 ) -> tuple[ClipPreProcessor, DataLoader]:
     monkeypatch.setattr("sys.argv", [program])
-    pre_processor = own.get("pre_processor", ClipPreProcessor.for_size((32, 48), (0.5,) * 3, (0.25,) * 3))
+    size = own.get("size", (32, 48))
+    pre_processor = own.get("pre_processor", ClipPreProcessor.for_size(size, (0.5,) * 3, (0.25,) * 3))
     source = SimpleNamespace(instance=[loader])
     trainer = SimpleNamespace(predict_loop=SimpleNamespace(_data_source=source))
     ReadAhead().setup(trainer, SimpleNamespace(pre_processor=pre_processor), stage)
@@ -74,3 +75,17 @@ def test_processes_only_for_many_images(
     monkeypatch.setattr(reading, "MANY", many)
     monkeypatch.setattr("torch.get_num_threads", lambda: cores)
     assert set_up(loader, monkeypatch)[1].num_workers == workers
+
+
+@pytest.mark.parametrize(
+    ("side", "batch_size", "workers"), [(128, 8, 4), (240, 8, 4), (336, 4, 4), (518, 1, 4), (1040, 1, 1), (3000, 1, 0)]
+)
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4")
+def test_large_images_fit_into_little_shared_memory(
+    loader: DataLoader, monkeypatch: pytest.MonkeyPatch, side: int, batch_size: int, workers: int
+) -> None:
+    monkeypatch.setattr(reading, "MANY", 1)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 16)
+    ahead = set_up(loader, monkeypatch, size=(side, side))[1]
+    assert (ahead.batch_size, ahead.num_workers) == (batch_size, workers)
+    assert ahead.num_workers * 2 * ahead.batch_size * 12 * side * side < 64_000_000

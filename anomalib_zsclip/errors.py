@@ -6,6 +6,8 @@ import sys
 from types import TracebackType
 from typing import ClassVar
 
+from anomalib_zsclip.command import is_command
+
 
 class ZsClipError(Exception):
     """Base of the errors whose message says what is wrong, with which value, and what to do.
@@ -20,7 +22,7 @@ class ZsClipError(Exception):
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
         ZsClipError.latest = str(self)
-        if sys.argv[0].endswith("anomalib"):
+        if is_command():
             show_plainly()  # here and not at import: anomalib's command installs its own display of errors late
 
 

@@ -27,8 +27,8 @@ class ClipPreProcessor(PreProcessor):
     @property
     def resize(self) -> Resize | None:
         """The transform's resize to a fixed size, where it begins with one."""
-        first = self.transform.transforms[0] if isinstance(self.transform, Compose) else self.transform
-        return first if first is not None and _is_exact(first) else None
+        steps = self._steps()
+        return steps[0] if steps and _is_exact(steps[0]) else None
 
     def forward(self, batch: Tensor) -> Tensor:
         """Transform images in [0, 1], ``[B, 3, H, W]``."""
@@ -36,9 +36,15 @@ class ClipPreProcessor(PreProcessor):
             return batch
         if not torch.compiler.is_exporting():
             return self.transform(batch)
-        for step in self.transform.transforms if isinstance(self.transform, Compose) else [self.transform]:
+        for step in self._steps():
             batch = resize_antialiased(batch, tuple(step.size)) if _is_exact(step) else _exportable(step, batch)
         return batch
+
+    def _steps(self) -> list[Transform]:
+        """The transform's steps, in order; none without a transform."""
+        if self.transform is None:
+            return []
+        return list(self.transform.transforms) if isinstance(self.transform, Compose) else [self.transform]
 
 
 def resize_antialiased(images: Tensor, size: tuple[int, ...]) -> Tensor:

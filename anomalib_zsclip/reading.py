@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from anomalib.data import PredictDataset
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
+
+from anomalib_zsclip.command import is_command
 
 BATCH_SIZE = 8
 """Most images in a batch: the towers are hardly faster with more."""
@@ -18,14 +18,9 @@ WORKERS = 4
 SHARED_BYTES = 48_000_000
 """Most bytes of images on their way from these processes: containers have 64 MB of shared memory, unless told otherwise."""
 PREFETCHED = 2
-"""Batches that each process keeps ready, as ever in torch."""
+"""Batches that each process keeps ready."""
 MANY = 64
 """Images from which on starting a process pays."""
-
-
-def is_command() -> bool:
-    """Whether this is a run of the ``anomalib`` command, not of somebody's Python code."""
-    return Path(sys.argv[0]).stem == "anomalib"
 
 
 class ReadAhead(Callback):
@@ -57,10 +52,12 @@ def _loader(dataset: PredictDataset, size: Sequence[int]) -> DataLoader:
     fitting = SHARED_BYTES // (PREFETCHED * image_bytes)
     batch_size = max(1, min(BATCH_SIZE, fitting // WORKERS))
     spare = max(1, torch.get_num_threads() - 1)
+    workers = min(WORKERS, spare, fitting // batch_size) if len(dataset) >= MANY else 0
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        num_workers=min(WORKERS, spare, fitting // batch_size) if len(dataset) >= MANY else 0,
+        num_workers=workers,
+        prefetch_factor=PREFETCHED if workers else None,
         collate_fn=dataset.collate_fn,
         pin_memory=torch.cuda.is_available(),
     )

@@ -187,18 +187,12 @@ def work(task: str, **arguments: Any) -> Row:  # noqa: ANN401
     return {**arguments, **json.loads(done.stdout.splitlines()[-1])}
 
 
-def resident_megabytes(entry: str) -> float | None:
-    """Resident memory of this process, by its entry in Linux's table: ``VmRSS`` now, ``VmHWM`` the peak; else ``None``."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{entry}:")), None)
-
-
 def peak_megabytes() -> float:
     """Largest resident memory of this process so far, or since :func:`forget_peak` where the system can forget."""
-    peak = resident_megabytes("VmHWM")  # not ru_maxrss, which begins at the memory of the parent process
-    if peak is not None:
-        return peak
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not ru_maxrss, which begins at the memory of the parent process.
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
@@ -414,23 +408,24 @@ def measure_learning(arguments: argparse.Namespace) -> list[Row]:
                 return time.perf_counter() - start
 
             tokens(slice(0, 1))
-            without = [epoch(tokens) for _ in range(2)]
+            without = min(epoch(tokens) for _ in range(2))
             start = time.perf_counter()
             cache = {first: tokens(slice(first, first + batch)) for first in range(0, count, batch)}
             filling = time.perf_counter() - start
-            cached = [epoch(lambda part, cache=cache: cache[part.start]) for _ in range(3)]
+            cached = min(epoch(lambda part, cache=cache: cache[part.start]) for _ in range(3))
+            whole_without, whole_cached = epochs * without, filling + epochs * cached
             rows.append(
                 {
                     "size": size,
                     "model": name,
                     "images": count,
-                    "epoch_without_cache_s": min(without),
-                    "epoch_with_cache_s": min(cached),
-                    "times_faster": min(without) / min(cached),
+                    "epoch_without_cache_s": without,
+                    "epoch_with_cache_s": cached,
+                    "times_faster": without / cached,
                     "epochs": epochs,
-                    "whole_without_cache_s": epochs * min(without),
-                    "whole_with_cache_s": filling + epochs * min(cached),
-                    "whole_times_faster": epochs * min(without) / (filling + epochs * min(cached)),
+                    "whole_without_cache_s": whole_without,
+                    "whole_with_cache_s": whole_cached,
+                    "whole_times_faster": whole_without / whole_cached,
                 }
             )
     return rows

@@ -10,7 +10,7 @@ import torch
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.heads.explanation import DefectNamer
-from anomalib_zsclip.heads.few_shot import FewShotMemory
+from anomalib_zsclip.heads.few_shot import FewShotMemory, near
 
 
 def fill(memory: FewShotMemory, backbone: ClipBackbone, images: torch.Tensor) -> None:
@@ -51,6 +51,29 @@ def test_one_image_is_enough(tiny: ClipBackbone) -> None:
     memory = FewShotMemory()
     fill(memory, tiny, torch.randn(1, 3, 32, 32))
     assert 1e-4 < memory.reference < 2
+
+
+@torch.no_grad()
+def test_patches_are_the_means_of_their_neighbourhoods(tiny: ClipBackbone) -> None:
+    memory = FewShotMemory(layers=[2])
+    images = torch.randn(1, 3, 32, 32)
+    fill(memory, tiny, images)
+    grid = tiny.forward_intermediates(images, memory.request(tiny)).tokens[2][0, 1:].unflatten(0, (4, 4))
+    inner, corner = grid[:3, 1:4].flatten(0, 1).mean(0), grid[2:, 2:].flatten(0, 1).mean(0)
+    for patch, expected in ((6, inner), (15, corner)):  # at row 1, column 2, and in the last corner
+        torch.testing.assert_close(memory.memory[0, 0, patch], torch.nn.functional.normalize(expected, dim=0))
+
+
+def test_neighbours_on_the_grid() -> None:
+    assert near((4, 5), 1).sum(dim=1).unflatten(0, (4, 5))[0].tolist() == [4, 6, 6, 6, 4]
+    assert torch.equal(near((4, 5), 0), torch.eye(20, dtype=torch.bool))
+    assert torch.equal(near((3, 9), 1), torch.eye(27, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("side", [0, 2, -1])
+def test_neighbourhoods_that_have_no_centre(side: int) -> None:
+    with pytest.raises(ArgumentError, match="neighbourhood"):
+        FewShotMemory(neighbourhood=side)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,8 +28,9 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from anomalib_zsclip.clip import ClipBackbone, FeatureRequest  # noqa: E402
+from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures  # noqa: E402
 from anomalib_zsclip.data import generator as gen  # noqa: E402
+from anomalib_zsclip.heads.few_shot import FewShotMemory  # noqa: E402
 from anomalib_zsclip.prompts.ensembles import state_sentences  # noqa: E402
 
 BINS = 2048
@@ -181,19 +182,17 @@ def prompt_ensemble(backbone: ClipBackbone, noun: str) -> Callable[[np.ndarray],
 
 @torch.no_grad()
 def neighbours(backbone: ClipBackbone, images: np.ndarray, reference: np.ndarray) -> Verdict:
-    """Distance of each mid-level token to its nearest neighbour in a few good images; the image score is the maximum."""
-    block = backbone.layers // 2
-    request = FeatureRequest(tokens=frozenset({block}))
+    """A memory of the mid-level tokens of a few good images, as ``k_shot`` uses it; the image score is the maximum."""
+    size = images.shape[1]
+    memory = FewShotMemory(layers=[backbone.layers // 2], sigma=4 * size / 128)
 
-    def tokens(batch: np.ndarray) -> torch.Tensor:
-        parts = normalise(batch, backbone).split(25)
-        return torch.cat(
-            [F.normalize(backbone.forward_intermediates(p, request).tokens[block][:, 1:], dim=-1) for p in parts]
-        )
+    def features(batch: np.ndarray) -> Iterator[ImageFeatures]:
+        for part in normalise(batch, backbone).split(25):
+            yield backbone.forward_intermediates(part, memory.request(backbone))
 
-    memory = tokens(reference).flatten(0, 1)
-    distance = torch.stack([1 - (t @ memory.T).amax(1) for t in tokens(images)])
-    return Verdict(distance.amax(1).numpy(), enlarged(distance, images.shape[1]))
+    memory.fill(features(reference), backbone)
+    maps = torch.cat([memory(part, backbone, (size, size)) for part in features(images)]).numpy()
+    return Verdict(maps.max((1, 2)), maps)
 
 
 def detectors(weights: Path | None, names: list[str]) -> dict[str, torch.nn.Module]:

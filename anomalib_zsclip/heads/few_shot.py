@@ -27,17 +27,17 @@ def near(grid: tuple[int, int], radius: int) -> Tensor:
 class FewShotMemory(nn.Module):
     """Compares patches with those of a few normal images (WinCLIP, arXiv 2303.14814, section 4.3).
 
-    Each patch token is first averaged with its neighbours (PatchCore, arXiv 2106.08265, section 3.1), since single tokens
-    of normal images differ more than what they show. The distance of a patch is one minus its cosine to the nearest patch
-    of the memory, averaged over some blocks of the tower. It becomes a probability by ``d^2 / (d^2 + r^2)``, where ``r`` is
-    the distance that almost no patch of the normal images themselves exceeds, each compared with the *other* images of
-    the memory.
+    Compared are the patch tokens themselves, in which small defects stand out, and their means over 3 x 3 patches
+    (PatchCore, arXiv 2106.08265, section 3.1), in which large ones do. The distance of a patch is one minus its cosine to
+    the nearest patch of the memory, averaged over these scales and over some blocks of the tower. It becomes a probability
+    by ``d^2 / (d^2 + r^2)``, where ``r`` is the distance that almost no patch of the normal images themselves exceeds, each
+    compared with the *other* images of the memory.
 
     Args:
         layers: Blocks whose tokens are compared. Default: the middle of the tower and its third quarter.
         quantile: Share of the normal patches whose distance is below ``r``.
         sigma: Gaussian smoothing of the map in pixels.
-        neighbourhood: Side of the square of tokens that are averaged, odd; 1 compares the tokens themselves.
+        scales: Sides of the squares of patches over which tokens are averaged, odd; 1 is the token itself.
     """
 
     memory: Tensor
@@ -48,20 +48,20 @@ class FewShotMemory(nn.Module):
         layers: Sequence[int] | None = None,
         quantile: float = 0.99,
         sigma: float = 4.0,
-        neighbourhood: int = 3,
+        scales: Sequence[int] = (1, 3),
     ) -> None:
         super().__init__()
         if not 0 < quantile < 1:
             msg = f"few_shot quantile={quantile} must be between 0 and 1."
             raise ArgumentError(msg)
-        if neighbourhood < 1 or neighbourhood % 2 == 0:
-            msg = f"few_shot neighbourhood={neighbourhood} must be odd and positive."
+        if not scales or any(side < 1 or side % 2 == 0 for side in scales):
+            msg = f"few_shot scales={scales} must be odd and positive."
             raise ArgumentError(msg)
         self.layers = None if layers is None else tuple(layers)
         self.quantile = quantile
         self.sigma = sigma
-        self.neighbourhood = neighbourhood
-        self.register_buffer("memory", torch.empty(0))  # [layers, images, L, W], unit vectors
+        self.scales = tuple(scales)
+        self.register_buffer("memory", torch.empty(0))  # [layers * scales, images, L, W], unit vectors
         self.register_buffer("reference", torch.tensor(1.0))
 
     @property
@@ -93,7 +93,7 @@ class FewShotMemory(nn.Module):
         self.memory = torch.cat(patches, dim=1)
         images = self.memory.shape[1]
         # One image alone can only be compared with its own other patches.
-        within = near(grid, self.neighbourhood // 2) if images == 1 else None
+        within = near(grid, max(self.scales) // 2) if images == 1 else None
         distances = torch.stack(
             [
                 self._distances(self.memory[:, index : index + 1], leave_out=index, within=within)
@@ -118,32 +118,31 @@ class FewShotMemory(nn.Module):
         return enlarge_and_smooth(tokens_to_grid(probabilities, features.grid), size, self.sigma).clamp(0, 1)
 
     def _patches(self, features: ImageFeatures, backbone: ClipBackbone) -> Tensor:
-        """Unit patch tokens, each the mean of its neighbourhood, ``[layers, B, L, W]``."""
+        """Unit patch tokens of all blocks, at each scale: ``[layers * scales, B, L, W]``."""
         rows = []
         for block in self.blocks(backbone):
             grid = tokens_to_grid(features.tokens[block][:, 1:].transpose(1, 2), features.grid)  # [B, W, h, w]
-            grid = F.avg_pool2d(
-                grid, self.neighbourhood, stride=1, padding=self.neighbourhood // 2, count_include_pad=False
-            )
-            rows.append(F.normalize(grid.flatten(2).transpose(1, 2), dim=-1))
+            for side in self.scales:
+                means = F.avg_pool2d(grid, side, stride=1, padding=side // 2, count_include_pad=False)
+                rows.append(F.normalize(means.flatten(2).transpose(1, 2), dim=-1))
         return torch.stack(rows)
 
     def _distances(self, patches: Tensor, leave_out: int | None = None, within: Tensor | None = None) -> Tensor:
         """Distance ``[B, L]`` to the nearest patch of the memory.
 
         Args:
-            patches: Unit vectors ``[layers, B, L, W]``.
+            patches: Unit vectors ``[layers * scales, B, L, W]``.
             leave_out: Image of the memory that does not count.
             within: Pairs ``[L, L]`` that do not count instead, where a single image is compared with itself.
         """
         memory = self.memory
         if leave_out is not None and within is None:
             memory = torch.cat([memory[:, :leave_out], memory[:, leave_out + 1 :]], dim=1)
-        flat = memory.flatten(1, 2).transpose(1, 2)  # [layers, W, M]
+        flat = memory.flatten(1, 2).transpose(1, 2)  # [layers * scales, W, M]
         step = max(1, MOST_COMPARISONS // max(1, patches.shape[2] * flat.shape[2]))
         rows = []
         for chunk in patches.split(step, dim=1):
-            cosines = chunk @ flat.unsqueeze(1)  # [layers, b, L, M]
+            cosines = chunk @ flat.unsqueeze(1)  # [layers * scales, b, L, M]
             if within is not None:
                 cosines = cosines.masked_fill(within.to(cosines.device), -1)
             rows.append((1 - cosines.amax(dim=-1)).clamp(min=0).mean(dim=0))

@@ -25,8 +25,8 @@ def test_remembered_images_are_normal_and_a_foreign_patch_is_not(tiny: ClipBackb
     normal = pattern + 0.05 * torch.rand(5, 3, 32, 32)
     memory = FewShotMemory(sigma=0)
     fill(memory, tiny, normal)
-    assert memory.memory.shape == (2, 5, 16, 64)
-    assert memory.memory.shape[0] == len(memory.blocks(tiny))
+    assert memory.memory.shape == (4, 5, 16, 64)
+    assert memory.memory.shape[0] == len(memory.blocks(tiny)) * len(memory.scales)
     known = memory(tiny.forward_intermediates(normal[:1], memory.request(tiny)), tiny, (32, 32))
     assert known.max() < 0.05
     strange = normal[:1].clone()
@@ -54,14 +54,15 @@ def test_one_image_is_enough(tiny: ClipBackbone) -> None:
 
 
 @torch.no_grad()
-def test_patches_are_the_means_of_their_neighbourhoods(tiny: ClipBackbone) -> None:
+def test_patches_are_tokens_and_the_means_of_their_neighbourhoods(tiny: ClipBackbone) -> None:
     memory = FewShotMemory(layers=[2])
     images = torch.randn(1, 3, 32, 32)
     fill(memory, tiny, images)
     grid = tiny.forward_intermediates(images, memory.request(tiny)).tokens[2][0, 1:].unflatten(0, (4, 4))
     inner, corner = grid[:3, 1:4].flatten(0, 1).mean(0), grid[2:, 2:].flatten(0, 1).mean(0)
-    for patch, expected in ((6, inner), (15, corner)):  # at row 1, column 2, and in the last corner
-        torch.testing.assert_close(memory.memory[0, 0, patch], torch.nn.functional.normalize(expected, dim=0))
+    expected = torch.stack([grid[1, 2], grid[3, 3], inner, corner])  # at row 1, column 2, and in the last corner
+    found = memory.memory[:, 0, [6, 15]].flatten(0, 1)
+    torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=-1))
 
 
 def test_neighbours_on_the_grid() -> None:
@@ -70,10 +71,10 @@ def test_neighbours_on_the_grid() -> None:
     assert torch.equal(near((3, 9), 1), torch.eye(27, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("side", [0, 2, -1])
-def test_neighbourhoods_that_have_no_centre(side: int) -> None:
-    with pytest.raises(ArgumentError, match="neighbourhood"):
-        FewShotMemory(neighbourhood=side)
+@pytest.mark.parametrize("scales", [[], [0], [1, 2], [-1]])
+def test_scales_that_have_no_centre(scales: list[int]) -> None:
+    with pytest.raises(ArgumentError, match="scales"):
+        FewShotMemory(scales=scales)
 
 
 @torch.no_grad()

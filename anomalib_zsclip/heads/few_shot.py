@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.maps import enlarge_and_smooth, tokens_to_grid
 
 MOST_COMPARISONS = 2**25
@@ -112,8 +112,18 @@ class FewShotMemory(nn.Module):
             backbone: The frozen CLIP.
             size: Height and width of the map.
             leave_out: Image of the memory that does not count.
+
+        Raises:
+            CheckpointError: If the memory was filled with other blocks or scales.
         """
-        squared = self._distances(self._patches(features, backbone), leave_out) ** 2  # [B, L]
+        patches = self._patches(features, backbone)
+        if len(patches) != len(self.memory):
+            msg = (
+                f"The memory of normal patches has {len(self.memory)} rows of blocks and scales, the model compares "
+                f"{len(patches)}: it was filled with other settings or by an older version. Make a new model with k_shot."
+            )
+            raise CheckpointError(msg)
+        squared = self._distances(patches, leave_out) ** 2  # [B, L]
         probabilities = squared / (squared + self.reference**2)
         return enlarge_and_smooth(tokens_to_grid(probabilities, features.grid), size, self.sigma).clamp(0, 1)
 

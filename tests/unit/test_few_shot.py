@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anomalib_zsclip.clip import ClipBackbone
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.heads.explanation import DefectNamer
 from anomalib_zsclip.heads.few_shot import FewShotMemory, near
 
@@ -63,6 +63,15 @@ def test_patches_are_tokens_and_the_means_of_their_neighbourhoods(tiny: ClipBack
     expected = torch.stack([grid[1, 2], grid[3, 3], inner, corner])  # at row 1, column 2, and in the last corner
     found = memory.memory[:, 0, [6, 15]].flatten(0, 1)
     torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=-1))
+
+
+@torch.no_grad()
+def test_a_memory_of_other_scales_is_refused(tiny: ClipBackbone) -> None:
+    images, single, memory = torch.randn(2, 3, 32, 32), FewShotMemory(scales=[1]), FewShotMemory()
+    fill(single, tiny, images)
+    memory.memory = single.memory
+    with pytest.raises(CheckpointError, match="2 rows of blocks and scales, the model compares 4"):
+        memory(tiny.forward_intermediates(images, memory.request(tiny)), tiny, (32, 32))
 
 
 def test_neighbours_on_the_grid() -> None:

@@ -92,14 +92,12 @@ class FewShotMemory(nn.Module):
             grid = features.grid
         self.memory = torch.cat(patches, dim=1)
         images = self.memory.shape[1]
-        # One image alone can only be compared with its own other patches.
-        within = near(grid, max(self.scales) // 2) if images == 1 else None
-        distances = torch.stack(
-            [
-                self._distances(self.memory[:, index : index + 1], leave_out=index, within=within)
-                for index in range(images)
-            ]
-        )
+        if images == 1:  # It can only be compared with its own other patches.
+            distances = self._distances(self.memory, within=near(grid, max(self.scales) // 2))
+        else:
+            distances = torch.cat(
+                [self._distances(self.memory[:, index : index + 1], leave_out=index) for index in range(images)]
+            )
         self.reference = torch.quantile(distances.flatten(), self.quantile).clamp(min=1e-4)
 
     def forward(
@@ -143,10 +141,10 @@ class FewShotMemory(nn.Module):
         Args:
             patches: Unit vectors ``[layers * scales, B, L, W]``.
             leave_out: Image of the memory that does not count.
-            within: Pairs ``[L, L]`` that do not count instead, where a single image is compared with itself.
+            within: Pairs ``[L, L]`` that do not count, where a single image is compared with itself.
         """
         memory = self.memory
-        if leave_out is not None and within is None:
+        if leave_out is not None:
             memory = torch.cat([memory[:, :leave_out], memory[:, leave_out + 1 :]], dim=1)
         flat = memory.flatten(1, 2).transpose(1, 2)  # [layers * scales, W, M]
         step = max(1, MOST_COMPARISONS // max(1, patches.shape[2] * flat.shape[2]))

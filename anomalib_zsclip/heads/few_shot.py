@@ -12,9 +12,6 @@ from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.maps import enlarge_and_smooth, tokens_to_grid
 
-MOST_COMPARISONS = 2**25
-"""Patches times memory entries that are compared at a time, which bounds the memory."""
-
 
 def near(grid: tuple[int, int], radius: int) -> Tensor:
     """Which patches of a grid are at most ``radius`` apart along both axes, ``[L, L]``; on a small grid only equal ones."""
@@ -143,15 +140,16 @@ class FewShotMemory(nn.Module):
             leave_out: Image of the memory that does not count.
             within: Pairs ``[L, L]`` that do not count, where a single image is compared with itself.
         """
-        memory = self.memory
-        if leave_out is not None:
-            memory = torch.cat([memory[:, :leave_out], memory[:, leave_out + 1 :]], dim=1)
-        flat = memory.flatten(1, 2).transpose(1, 2)  # [layers * scales, W, M]
-        step = max(1, MOST_COMPARISONS // max(1, patches.shape[2] * flat.shape[2]))
         rows = []
-        for chunk in patches.split(step, dim=1):
-            cosines = chunk @ flat.unsqueeze(1)  # [layers * scales, b, L, M]
-            if within is not None:
-                cosines = cosines.masked_fill(within.to(cosines.device), -1)
-            rows.append((1 - cosines.amax(dim=-1)).clamp(min=0).mean(dim=0))
-        return torch.cat(rows)
+        # Image by image bounds the memory, and leaves the size of the batch open when the model is exported.
+        for own, normal in zip(patches, self.memory, strict=True):
+            nearest = own.new_full(own.shape[:2], -1.0)
+            for index, known in enumerate(normal):
+                if index == leave_out:
+                    continue
+                cosines = own @ known.T  # [B, L, L]
+                if within is not None:
+                    cosines = cosines.masked_fill(within.to(cosines.device), -1)
+                nearest = torch.maximum(nearest, cosines.amax(dim=-1))
+            rows.append((1 - nearest).clamp(min=0))
+        return torch.stack(rows).mean(dim=0)

@@ -99,6 +99,19 @@ def test_text_is_compiled_in(exported: tuple[Any, Path]) -> None:
     assert all(vocabulary not in tensor.dims for tensor in onnx.load(path, load_external_data=False).graph.initializer)
 
 
+def test_normal_images_are_remembered_by_an_export(tmp_path: Path) -> None:
+    model = make_validated("ZsClip", tmp_path, heads=["sdp"], k_shot=2)
+    model.prepare()
+    memory, backbone, images = model.model.memory, model.model.backbone, make_images(3, 3, 128, 128)
+    with torch.no_grad():
+        alone = model(images).anomaly_map
+        memory.fill([backbone.forward_intermediates(images[:2], memory.request(backbone))], backbone)
+        wanted = model(images)
+    path = model.to_onnx(tmp_path)
+    assert (alone - wanted.anomaly_map).abs().max() > 10 * TOLERANCE
+    assert max(drifts(run_onnx(path, images), wanted)) < TOLERANCE
+
+
 @pytest.mark.parametrize("exported", ["ZsClip"], indirect=True)
 @pytest.mark.parametrize("size", [(97, 310), (128, 128), (64, 48)])
 def test_images_of_any_size_give_the_same(exported: tuple[Any, Path], size: tuple[int, int]) -> None:

@@ -7,6 +7,7 @@ Needs torch, open_clip, safetensors, numpy and OpenCV; anomalib is not needed. E
 
     python tools/train_builtin_clip.py --out runs/tiny --minutes 70 --threads 1
     python tools/train_builtin_clip.py --out runs/tiny --steps 60000 --device cuda --workers 12
+    python tools/train_builtin_clip.py --out runs/ablation --steps 2000 --config small.json --side 64 --without patches
 
 A run that was interrupted goes on from its last checkpoint when the same command is given again. With ``--steps`` the
 result depends on the seed alone (on one machine); with ``--minutes`` the schedule follows the clock instead.
@@ -27,6 +28,7 @@ import json
 import math
 import multiprocessing as mp
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -51,6 +53,8 @@ SIZE = 128  # side of the generated pictures
 SCALE = 50.0  # logit scale: fixed, so that probabilities stay away from 0 and 1 at the factor 100 that SDP uses
 REFINED_FROM = 2  # AnomalyCLIP's refined stream starts after this block
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
+# What can be left out to see what it is worth, and the terms of the loss that go with it.
+PARTS = {"patches": re.compile(r"block|refined|stage|\w+_patch"), "twins": re.compile(r"pair|.* twin")}
 ANCHORS_FROM, ANCHOR_SCALE = 0.45, 20.0  # share of the schedule after which kinds have anchors; their logit scale
 
 FAMILIES = [name for name, family in gen.FAMILIES.items() if not family.held_out]
@@ -127,10 +131,15 @@ class Feed:
         used: pairs that earlier batches were entitled to (for resuming).
         replay: how often a pair is shown, each time in another crop.
         window: pairs to choose from.
+        twins: whether the good picture of a pair is the defective one without its defect; else it shows another
+            product of the same family.
     """
 
-    def __init__(self, ring: Ring, seed: int, used: int = 0, replay: float = 2.0, window: int = 1024) -> None:
+    def __init__(
+        self, ring: Ring, seed: int, used: int = 0, replay: float = 2.0, window: int = 1024, *, twins: bool = True
+    ) -> None:
         self.ring, self.seed, self.used, self.replay, self.window = ring, seed, used, replay, window
+        self.twins = twins
         self.good, self.bad, self.mask, self.meta = ring.views()
         self.waited = 0.0
 
@@ -151,7 +160,12 @@ class Feed:
         meta = self.meta[chosen % self.ring.slots].copy()
         for row, index in enumerate(chosen):
             slot = index % self.ring.slots
-            views = self._crop(rng, (self.good[slot], self.bad[slot], self.mask[slot]))
+            good = slot
+            if not self.twins:
+                alike = np.arange(low, high) % self.ring.slots
+                alike = alike[(self.meta[alike, 0] == meta[row, 0]) & (alike != slot)]
+                good = int(rng.choice(alike)) if alike.size else slot
+            views = self._crop(rng, (self.good[good], self.bad[slot], self.mask[slot]))
             turn, flip = int(rng.integers(4)), rng.random() < 0.5
             resized = []
             for view in views:
@@ -568,7 +582,9 @@ def monitor(model: nn.Module, texts: Texts, seed: int, count: int = 64, side: in
     held = [name for name, family in gen.FAMILIES.items() if family.held_out]
     pairs = [draw_pair(seed + 77, i, held) for i in range(count)]
     device = model.logit_scale.device
-    images = torch.from_numpy(np.stack([p.good for p in pairs] + [p.bad for p in pairs])).to(device)
+    shown = [p.good for p in pairs] + [p.bad for p in pairs]
+    shown = [cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA) for picture in shown]
+    images = torch.from_numpy(np.stack(shown)).to(device)
     x = images.float().div_(255).permute(0, 3, 1, 2)
     x = (x - x.new_tensor(MEAN).view(1, 3, 1, 1)) / x.new_tensor(STD).view(1, 3, 1, 1)
     cover = np.stack([cv2.resize(p.mask, (side // 8,) * 2, interpolation=cv2.INTER_AREA) for p in pairs]) / 255.0
@@ -591,7 +607,8 @@ def monitor(model: nn.Module, texts: Texts, seed: int, count: int = 64, side: in
         "image": auroc(score, np.arange(2 * count) >= count),
         "pairs": float((score[count:] > score[:count]).mean()),
     }
-    result["max"] = auroc(torch.cat(maps["block8"]).amax(1).cpu().numpy(), np.arange(2 * count) >= count)
+    last = f"block{len(model.visual.transformer.resblocks)}"
+    result["max"] = auroc(torch.cat(maps[last]).amax(1).cpu().numpy(), np.arange(2 * count) >= count)
     for name, value in maps.items():
         result[name] = auroc(torch.cat(value).flatten().cpu().numpy(), target)
     return result
@@ -647,9 +664,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
     parser.add_argument("--workers", type=int, default=1, help="processes that make images")
     parser.add_argument("--slots", type=int, default=8192, help="pairs kept in shared memory (115 kB each)")
+    parser.add_argument("--replay", type=float, default=2.0, help="how often each pair is shown, in other crops")
     parser.add_argument("--batch-factor", type=float, default=1.0, help="multiplies the pairs per batch (GPU)")
     parser.add_argument("--lr", type=float, default=0.005, help="of Muon; Adam's follow it")
     parser.add_argument("--save-minutes", type=float, default=4.0)
+    parser.add_argument("--config", type=Path, default=CONFIG, help="open_clip configuration of another architecture")
+    parser.add_argument(
+        "--side", type=int, help="one side for all pictures, a multiple of 8; default: 64 to 160 px, mixed"
+    )
+    parser.add_argument(
+        "--without", choices=list(PARTS), nargs="*", default=[],
+        help="leave out, to see what it is worth: all terms that look at patches; the good twin of a defective picture "
+        "(another product of the family takes its place)",
+    )  # fmt: skip
     args = parser.parse_args()
     if bool(args.steps) == bool(args.minutes):
         parser.error("give one of --steps and --minutes")
@@ -657,18 +684,18 @@ def main() -> None:
     cv2.setNumThreads(1)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    checkpoint = args.out / "checkpoint.pt"
+    checkpoint, shown_at = args.out / "checkpoint.pt", args.side or SIZE
     saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
     step, used, images, elapsed = (saved[k] for k in ("step", "used", "images", "elapsed")) if saved else (0, 0, 0, 0.0)
 
     ring = Ring(args.slots, args.workers)
-    feed = Feed(ring, args.seed, used)
+    feed = Feed(ring, args.seed, used, args.replay, twins="twins" not in args.without)
     first = max(0, 1024 + math.ceil(used / feed.replay) - feed.window)
     ring.oldest.value = first
     for worker in range(args.workers):
         mp.get_context("fork").Process(target=produce, args=(ring, args.seed, worker, first), daemon=True).start()
 
-    model, texts = build_model(), Texts()
+    model, texts = build_model(args.config), Texts()
     model.set_grad_checkpointing(False)
     if saved:
         model.load_state_dict(saved["model"])
@@ -723,16 +750,17 @@ def main() -> None:
         if progress >= 1:
             break
         rng = np.random.default_rng([args.seed, 2_000_003, step])
-        side, pairs = batch_plan(progress, rng)
+        side, pairs = (args.side, 32) if args.side else batch_plan(progress, rng)
         pairs = max(int(pairs * args.batch_factor), 2)
         factor = min(1.0, (step + 1) / 60) * min(1.0, (1 - progress) / 0.4 + 0.01)
         for optimizer, rates in zip(optimizers, base, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
         batch, cover, meta = feed.batch(step, pairs, side)
-        values, kinds = bool(rng.random() < 0.5), bool(rng.random() < 0.5)
+        values, kinds = bool(rng.random() < 0.5) and "patches" not in args.without, bool(rng.random() < 0.5)
         anchored = anchors if progress >= ANCHORS_FROM else None
         terms = losses(model, texts, batch, cover, meta, rng, dtype, values, kinds, anchored)
+        terms = {name: v for name, v in terms.items() if not any(PARTS[part].match(name) for part in args.without)}
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         sum(terms.values()).backward()
@@ -758,13 +786,13 @@ def main() -> None:
         if time.time() - last_save > 60 * args.save_minutes:
             save()
             model.eval()
-            scores = {k: round(v, 3) for k, v in monitor(model, texts, args.seed).items()}
+            scores = {k: round(v, 3) for k, v in monitor(model, texts, args.seed, side=shown_at).items()}
             model.train()
             print(json.dumps({"step": step, "held out": scores}), file=log, flush=True)
             last_save = time.time()
     save()
     print(
-        json.dumps({"step": step, "images": images, "held out": monitor(model, texts, args.seed, 256)}),
+        json.dumps({"step": step, "images": images, "held out": monitor(model, texts, args.seed, 256, shown_at)}),
         file=log,
         flush=True,
     )

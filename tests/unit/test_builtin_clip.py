@@ -171,6 +171,32 @@ def test_the_positive_rate_of_the_metric_is_right(tool: ModuleType) -> None:
     assert tool.auroc(np.zeros(4), np.array([0, 1, 0, 1])) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("twins", [True, False])
+def test_without_twins_the_good_picture_is_another_of_its_family(tool: ModuleType, twins: bool) -> None:
+    ring = tool.Ring(1024, 1)
+    for view in ring.views()[:2]:
+        view[:] = np.arange(1024)[:, None, None, None] % 256  # a pair is known by its brightness
+    good, _, mask, meta = ring.views()
+    mask[:], meta[:, 0] = 255, np.arange(1024) % 8
+    ring.made[0] = 2048
+    feed = tool.Feed(ring, seed=0, twins=twins)
+    images, _, chosen = feed.batch(step=0, pairs=16, side=16)
+    first, second = images[:, 0, 0, 0].int().chunk(2)
+    assert (first == second).all() == twins
+    assert (first % 8 == second % 8).all(), "of the same family"
+    assert (second.numpy() % 8 == chosen[:, 0]).all()
+    assert good.shape[0] == 1024
+
+
+def test_what_is_left_out_of_the_recipe_takes_its_terms_along(tool: ModuleType) -> None:
+    local = {"block2", "block4", "refined", "stage1", "staged", "kind_patch", "anchor_patch"}
+    twin = {"pair", "block2 twin", "refined twin", "stage1 twin"}
+    rest = {"state", "raw", "clip", "kind", "anchor_text", "anchor_image"}
+    gone = {part: {name for name in local | twin | rest if pattern.match(name)} for part, pattern in tool.PARTS.items()}
+    assert gone["twins"] == twin
+    assert gone["patches"] == local | twin - {"pair"}
+
+
 def test_training_needs_no_anomalib() -> None:
     code = f"import sys, runpy; runpy.run_path({str(TOOL)!r}, run_name='tool'); print('anomalib' in sys.modules)"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)

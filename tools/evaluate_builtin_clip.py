@@ -37,6 +37,13 @@ BINS = 2048
 BOOTSTRAPS = 1000
 MAX_FPR = 0.3  # limit of the per-region overlap curve, as everywhere
 SHOTS = 16
+DETECTORS = {
+    "RandomWordClip": ("RandomWordClip", {}),
+    "ClipAd, SDP": ("ClipAd", {"variant": "sdp"}),
+    "ClipAd, SDP+": ("ClipAd", {"variant": "sdp+"}),
+    "AnomalyClip": ("AnomalyClip", {}),
+    "ZsClip": ("ZsClip", {}),
+}
 
 
 @dataclass
@@ -201,10 +208,12 @@ def detectors(weights: Path | None, names: list[str]) -> dict[str, torch.nn.Modu
 
     found = {}
     for name in names:
+        kind, arguments = DETECTORS[name]
         try:
-            model = getattr(anomalib_zsclip, name)(
-                backbone="builtin", pretrained=str(weights) if weights else None, evaluator=False, visualizer=False
-            ).eval()
+            model = getattr(anomalib_zsclip, kind)(
+                backbone="builtin", pretrained=str(weights) if weights else None, evaluator=False, visualizer=False,
+                **arguments,
+            ).eval()  # fmt: skip
             model.class_name = "object"
             model.prepare()
             found[name] = model
@@ -315,7 +324,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=150, help="good (and defective) images per synthetic set; 0: none")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--noun", default="object", help="what the prompt ensemble calls everything")
-    parser.add_argument("--models", nargs="*", default=["RandomWordClip", "ClipAd", "AnomalyClip", "ZsClip"])
+    parser.add_argument("--models", nargs="*", choices=list(DETECTORS), default=list(DETECTORS))
     parser.add_argument("--json", type=Path, help="also write all figures there")
     parser.add_argument("--seed", type=int, default=12345)
     args = parser.parse_args()

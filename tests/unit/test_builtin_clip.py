@@ -18,12 +18,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
+from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.clip.loading import BUILTIN_FOLDER
 from anomalib_zsclip.data import generator as gen
+from anomalib_zsclip.heads.sdp import SdpHead
+from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 
-TOOL = Path(__file__).parents[2] / "tools" / "train_builtin_clip.py"
+TOOLS = Path(__file__).parents[2] / "tools"
+TOOL = TOOLS / "train_builtin_clip.py"
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +39,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    """The training script as a module."""
-    spec = importlib.util.spec_from_file_location("train_builtin_clip", TOOL)
+def load_tool(path: Path) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    """The training script."""
+    return load_tool(TOOL)
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +220,35 @@ def test_the_shipped_weights_localise_on_families_they_never_saw(
     assert scores["block8"] > 0.75
     assert abs(scores["block8"] - scores["refined"]) < 0.05
     assert abs(scores["block8"] - scores["staged"]) < 0.05
+
+
+@torch.no_grad()
+def test_linear_layers_that_start_between_the_texts_prefer_neither() -> None:
+    backbone = ClipBackbone.load("builtin")
+    head = SdpPlusHead(SdpHead(backbone), backbone)
+    head.setup(backbone, "object")
+    load_tool(TOOLS / "learn_builtin_heads.py").start_between_texts(head)
+    tokens = torch.randn(2, 4, 3, 3, backbone.width, generator=torch.Generator().manual_seed(0))
+    assert head.layer_logits(tokens, head.sdp.text_features).abs().max() < 1e-3
+
+
+@torch.no_grad()
+def test_the_shipped_linear_layers_improve_on_sdp() -> None:
+    rng = np.random.default_rng(3)
+    families = [name for name, family in gen.FAMILIES.items() if family.held_out]
+    kinds = [name for name, defect in gen.DEFECTS.items() if not defect.held_out]
+    samples = [gen.generate(str(rng.choice(families)), str(rng.choice(kinds)), 128, rng) for _ in range(40)]
+    backbone = ClipBackbone.load("builtin")
+    pixels = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.std))
+    masks = torch.from_numpy(np.stack([sample.mask for sample in samples])) > 0
+    head = SdpPlusHead(SdpHead(backbone), backbone)
+    head.setup(backbone, "object")
+    head.load_linear_layers(BUILTIN_FOLDER / "sdp_plus.safetensors")
+    raw = head.raw(backbone.forward_intermediates((pixels - mean) / std, head.request(backbone)), backbone, (128, 128))
+    zero_shot, layers, both = (
+        float(binary_auroc(maps.flatten(), masks.flatten()))
+        for maps in (raw.map_zero_shot, raw.layer_maps.sum(0), raw.map_raw)
+    )
+    assert layers > 0.85
+    assert both > zero_shot

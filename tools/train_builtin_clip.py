@@ -7,7 +7,7 @@ Needs torch, open_clip, safetensors, numpy and OpenCV; anomalib is not needed. E
 
     python tools/train_builtin_clip.py --out runs/tiny --minutes 70 --threads 1
     python tools/train_builtin_clip.py --out runs/tiny --steps 60000 --device cuda --workers 12
-    python tools/train_builtin_clip.py --out runs/ablation --steps 2000 --config small.json --side 64 --without patches
+    python tools/train_builtin_clip.py --out runs/less --steps 900 --config tools/small_clip.json --side 64 --without patches
 
 A run that was interrupted goes on from its last checkpoint when the same command is given again. With ``--steps`` the
 result depends on the seed alone (on one machine); with ``--minutes`` the schedule follows the clock instead.

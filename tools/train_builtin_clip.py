@@ -680,6 +680,8 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.steps) == bool(args.minutes):
         parser.error("give one of --steps and --minutes")
+    if args.side is not None and (args.side < 8 or args.side % 8):
+        parser.error("--side must be a multiple of 8")
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
     torch.manual_seed(args.seed)

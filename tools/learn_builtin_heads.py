@@ -60,12 +60,13 @@ def auxiliary_images(count: int, size: int, seed: int) -> AuxiliaryImages:
     return AuxiliaryImages(images, masks.float(), masks.flatten(1).any(dim=1).long(), nouns)
 
 
-def batches(backbone: ClipBackbone, images: np.ndarray, size: int = 32) -> Iterator[Tensor]:
-    """Normalised images ``[b, 3, S, S]``."""
+def batches(backbone: ClipBackbone, data: AuxiliaryImages, size: int = 32) -> Iterator[tuple[Tensor, list[str]]]:
+    """Normalised images ``[b, 3, S, S]`` and what they show, with a progress bar."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.std))
-    for start in range(0, len(images), size):
-        part = torch.from_numpy(images[start : start + size]).permute(0, 3, 1, 2).float() / 255
-        yield (part - mean) / std
+    for start in tqdm(range(0, len(data.images), size), desc="Tokens"):
+        rows = slice(start, start + size)
+        part = torch.from_numpy(data.images[rows]).permute(0, 3, 1, 2).float() / 255
+        yield (part - mean) / std, data.nouns[rows]
 
 
 @torch.no_grad()
@@ -90,16 +91,15 @@ def learn(
     batch_size: int,
     seed: int,
 ) -> None:
-    """Learn a head on tokens that the tower yields once."""
-    images, masks, labels, nouns = data
-    head.setup(backbone, "object")
+    """Learn a head, after its set-up, on tokens that the tower yields once."""
     request = head.request(backbone)
     with torch.no_grad():
         parts = [
-            head.learning_inputs(backbone.forward_intermediates(batch, request), backbone, nouns[32 * i : 32 * (i + 1)])
-            for i, batch in enumerate(tqdm(batches(backbone, images), total=-(-len(images) // 32), desc="Tokens"))
+            head.learning_inputs(backbone.forward_intermediates(images, request), backbone, nouns)
+            for images, nouns in batches(backbone, data)
         ]
     inputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    masks, labels = data.masks, data.labels
     optimizer = head.configure_optimizer()
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
@@ -142,6 +142,7 @@ def main() -> None:
     plus.save_linear_layers(arguments.out / "sdp_plus.safetensors")
 
     prompts = AnomalyClipHead(learn=True)
+    prompts.setup(backbone, "object")
     learn(prompts, backbone, data, arguments.prompt_epochs, arguments.batch_size, arguments.seed)
     prompts.prompts.info["learned_from"] = described
     save_prompts(prompts.prompts, arguments.out / "anomaly_clip_prompts.safetensors")

@@ -4,7 +4,8 @@
 
 The auxiliary images are procedural, of the families and defects that are not held out, half of them normal. Losses and
 optimisers are the papers'; the data being larger and the backbone smaller than theirs, the number of epochs and SDP+'s
-learning rate are arguments, and SDP+ starts elsewhere. Deterministic for a seed; minutes on two CPU cores. To be run
+learning rate are arguments, and SDP+ starts elsewhere: at the layers that were trained along with the tower, or between
+the texts. Deterministic for a seed; minutes on two CPU cores. To be run
 again whenever the built-in weights change: the files name the fingerprint of the backbone they belong to.
 """
 
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sdp-plus-epochs", type=int, default=2)
     parser.add_argument("--sdp-plus-rate", type=float, default=3e-4)
+    parser.add_argument("--sdp-plus-start", type=Path, help="layers.safetensors of the training of the tower")
     parser.add_argument("--prompt-epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--out", type=Path, default=BUILTIN_FOLDER)
@@ -137,7 +139,10 @@ def main() -> None:
 
     plus = SdpPlusHead(SdpHead(backbone), backbone, learning_rate=arguments.sdp_plus_rate)
     plus.setup(backbone, "object")
-    start_between_texts(plus)
+    if arguments.sdp_plus_start:
+        plus.load_linear_layers(arguments.sdp_plus_start)
+    else:
+        start_between_texts(plus)
     learn(plus, backbone, data, arguments.sdp_plus_epochs, arguments.batch_size, arguments.seed)
     plus.save_linear_layers(arguments.out / "sdp_plus.safetensors")
 

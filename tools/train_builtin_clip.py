@@ -8,6 +8,7 @@ Needs torch, open_clip, safetensors, numpy and OpenCV; anomalib is not needed. E
     python tools/train_builtin_clip.py --out runs/tiny --minutes 70 --threads 1
     python tools/train_builtin_clip.py --out runs/tiny --steps 60000 --device cuda --workers 12
     python tools/train_builtin_clip.py --out runs/less --steps 900 --config tools/small_clip.json --side 64 --without patches
+    python tools/train_builtin_clip.py --out runs/more --start runs/tiny/model.safetensors --steps 6500 --relit 1
 
 A run that was interrupted goes on from its last checkpoint when the same command is given again. With ``--steps`` the
 result depends on the seed alone (on one machine); with ``--minutes`` the schedule follows the clock instead.
@@ -37,6 +38,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +56,8 @@ SCALE = 50.0  # logit scale: fixed, so that probabilities stay away from 0 and 1
 REFINED_FROM = 2  # AnomalyCLIP's refined stream starts after this block
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
 # What can be left out to see what it is worth, and the terms of the loss that go with it.
-PARTS = {"patches": re.compile(r"block|refined|stage|\w+_patch"), "twins": re.compile(r"pair|.* twin")}
+PARTS = {"patches": re.compile(r"block|refined|stage|layer|\w+_patch"), "twins": re.compile(r"pair|.* twin")}
+CURRICULUM = 12_000  # pairs in which the weakest defects become weaker
 ANCHORS_FROM, ANCHOR_SCALE = 0.45, 20.0  # share of the schedule after which kinds have anchors; their logit scale
 
 FAMILIES = [name for name, family in gen.FAMILIES.items() if not family.held_out]
@@ -112,7 +115,7 @@ def produce(ring: Ring, seed: int, worker: int, start: int) -> None:
             if os.getppid() != parent:
                 return
         # Gross defects first: what an anomaly is must be found before faint ones can teach anything.
-        pair = draw_pair(seed, index, weakest=0.08 + 0.5 * max(0.0, 1 - index / 12_000))
+        pair = draw_pair(seed, index, weakest=0.08 + 0.5 * max(0.0, 1 - index / CURRICULUM))
         slot = index % ring.slots
         good[slot], bad[slot], mask[slot] = pair.good, pair.bad, pair.mask
         meta[slot] = FAMILIES.index(pair.family), KINDS.index(pair.defect)
@@ -217,6 +220,7 @@ class Features:
     start: Tensor
     blocks: list[Tensor]
     values: list[Tensor]
+    attended: list[Tensor]  # the stream in the middle of each block, after its attention
 
 
 def encode_image(model: nn.Module, images: Tensor, dtype: torch.dtype, values: bool) -> Features:
@@ -241,7 +245,7 @@ def encode_image(model: nn.Module, images: Tensor, dtype: torch.dtype, values: b
     )
     x = F.layer_norm(x, (width,), visual.ln_pre.weight, visual.ln_pre.bias).to(dtype)
     length = x.shape[1]
-    out = Features(x, [], [])
+    out = Features(x, [], [], [])
     for block in visual.transformer.resblocks:
         w = {name: p.to(dtype) for name, p in block.named_parameters()}
         u = F.layer_norm(x, (width,), w["ln_1.weight"], w["ln_1.bias"])
@@ -255,6 +259,7 @@ def encode_image(model: nn.Module, images: Tensor, dtype: torch.dtype, values: b
         if values:
             out.values.append(project(attend(v, v, v)))
         x = x + project(attend(q, k, v))
+        out.attended.append(x)
         u = F.layer_norm(x, (width,), w["ln_2.weight"], w["ln_2.bias"])
         u = F.gelu(F.linear(u, w["mlp.c_fc.weight"], w["mlp.c_fc.bias"]))
         x = x + F.linear(u, w["mlp.c_proj.weight"], w["mlp.c_proj.bias"])
@@ -303,6 +308,31 @@ def paths(model: nn.Module, features: Features) -> dict[str, Tensor]:
         for i in range(4):
             local[f"stage{i + 1}"] = sum(features.values[i * stage : (i + 1) * stage])
     return {name: join(model, tokens[:, 1:]) for name, tokens in local.items()}
+
+
+def build_layers(model: nn.Module, texts: Texts) -> nn.ModuleList:
+    """SDP+'s linear layers, one at the end of each quarter of the tower, that answer neither normal nor anomalous yet."""
+    width, joint = model.visual.proj.shape
+    states = gen.captions.NORMAL_STATES + gen.captions.ANOMALOUS_STATES
+    tokens = texts.tokens([state.format("object") for state in states])
+    with torch.no_grad():
+        middle = F.normalize(encode_text(model, tokens).mean(0), dim=0)
+        layers = nn.ModuleList(nn.Linear(width, joint) for _ in range(4))
+        for layer in layers:
+            layer.weight.zero_()
+            layer.bias.copy_(30 * middle)
+    return layers
+
+
+def layer_maps(layers: nn.ModuleList, features: Features, direction: Tensor) -> dict[str, Tensor]:
+    """Logits ``[B, L]`` of SDP+'s layers, which read each quarter's end after the attention of the next block."""
+    count = len(features.blocks)
+    ends = [(i + 1) * count // 4 for i in range(4)]
+    streams = [features.attended[end] for end in ends[:-1]] + [features.blocks[-1]]
+    return {
+        f"layer{i}": 2 * SCALE * (F.normalize(layer(stream[:, 1:].float()), dim=-1) @ direction)
+        for i, (layer, stream) in enumerate(zip(layers, streams, strict=True), start=1)
+    }
 
 
 # Start: each choice below makes the first tens of thousands of images count.
@@ -401,6 +431,66 @@ class Muon(torch.optim.Optimizer):
 # Losses.
 
 
+def relight(rng: np.random.Generator, images: Tensor, share: float = 1.0) -> Tensor:
+    """Pairs ``[2B, 3, S, S]`` in [0, 1] in another light: the same for both twins, another one in every step.
+
+    What light does to parts that are in order: darker and brighter pictures, lamps near the part, a bent or rolled
+    surface (bands along one axis), fine streaks of a ground surface, and reflections that hide the surface. ``share``
+    of the pairs are changed.
+    """
+    count, side = len(images) // 2, images.shape[-1]
+
+    def smooth(rows: int, columns: int) -> Tensor:
+        coarse = torch.tensor(rng.standard_normal((count, 1, rows, columns)), dtype=torch.float32)
+        return F.interpolate(coarse, (side, side), mode="bicubic", align_corners=False)
+
+    def amount(scale: float, share: float) -> Tensor:
+        values = np.abs(rng.normal(0, scale, (count, 1, 1, 1))) * (rng.random((count, 1, 1, 1)) < share)
+        return torch.tensor(values, dtype=torch.float32)
+
+    field = smooth(4, 4) * amount(0.3, 0.5) + smooth(1, int(rng.integers(4, 20))) * amount(0.3, 0.3)
+    field = field + smooth(1, side) * (0.6 + 0.4 * smooth(3, 3)) * amount(0.07, 0.25)
+    glare = (smooth(2, int(rng.integers(3, 12))) - 0.5).clamp(min=0) * amount(0.5, 0.2)
+    upright = torch.tensor(rng.random((count, 1, 1, 1)) < 0.5)
+    field, glare = (torch.where(upright, f, f.transpose(2, 3)).to(images.device) for f in (field, glare))
+    gain = torch.tensor(np.exp(rng.uniform(-0.6, 0.3, (count, 1, 1, 1))), dtype=images.dtype, device=images.device)
+    light, glare = gain * field.clamp(-1.5, 0.8).exp(), glare.clamp(max=0.9)
+    lit = (images * light.repeat(2, 1, 1, 1)).clamp(max=1)
+    lit = lit + glare.repeat(2, 1, 1, 1) * (1 - lit)
+    if share < 1:
+        chosen = torch.tensor(rng.random((count, 1, 1, 1)) < share, device=images.device)
+        lit = torch.where(chosen.repeat(2, 1, 1, 1), lit, images)
+    return lit
+
+
+def add_margins(rng: np.random.Generator, images: Tensor, cover: Tensor, share: float = 0.25) -> None:
+    """Let some pictures end at the border of the part: strips of another tone along one to three sides, in place.
+
+    Args:
+        rng: source of all randomness.
+        images: pairs ``[2B, 3, S, S]`` in [0, 1]; both twins get the same.
+        cover: share of each patch that the defect covers, ``[B, S/8, S/8]``; what is hidden no longer counts.
+        share: of the pairs. Where the strips would hide most of the defect, the picture stays as it is.
+    """
+    count, side = len(images) // 2, images.shape[-1]
+    axis = torch.arange(side, dtype=torch.float32)
+    for row in np.flatnonzero(rng.random(count) < share):
+        alpha = torch.zeros(side, side)
+        for turn in rng.choice(4, int(rng.integers(1, 4)), replace=False):
+            border = side * (gen.log_uniform(rng, 0.015, 0.14) + rng.normal(0, 0.03) * (axis / side - 0.5))
+            strip = ((border[:, None] - axis[None]) / rng.uniform(1, 4) + 0.5).clamp(0, 1)
+            alpha = torch.maximum(alpha, torch.rot90(strip, int(turn)))
+        visible = cover[row] * (1 - F.avg_pool2d(alpha[None, None], 8)[0, 0])
+        if visible.sum() < 0.6 * cover[row].sum():
+            continue
+        cover[row] = visible
+        tone = rng.uniform(0, 0.15, 3) if rng.random() < 0.7 else rng.uniform(0, 1, 3)
+        tone = tone.mean().repeat(3) if rng.random() < 0.7 else tone
+        alpha = alpha.to(images)
+        for picture in (row, row + count):
+            images[picture] += alpha * (images.new_tensor(tone)[:, None, None] - images[picture])
+
+
 class Texts:
     """Captions of a step, tokenised; token rows are cached because the wording repeats."""
 
@@ -419,6 +509,17 @@ class Texts:
         if new:
             self._cache.update(zip(new, self._tokenizer(new), strict=True))
         return torch.stack([self._cache[c] for c in captions])
+
+
+@torch.no_grad()
+def kind_features(model: nn.Module, texts: Texts) -> Tensor:
+    """Mean text feature of each kind's phrases ``[kinds, E]``, as long as a fresh anchor."""
+    rows = []
+    for kind in KINDS:
+        captions = [phrase.format("object") for phrase in gen.DEFECTS[kind].phrases]
+        rows.append(encode_text(model, texts.tokens(captions).to(model.logit_scale.device)).mean(0))
+    rows = F.normalize(torch.stack(rows), dim=-1)
+    return rows * rows.shape[-1] ** 0.5
 
 
 def contrastive_captions(rng: np.random.Generator, meta: np.ndarray) -> tuple[list[str], Tensor]:
@@ -473,6 +574,7 @@ def twin_loss(logits: Tensor, cover: Tensor) -> Tensor:
 def losses(
     model: nn.Module, texts: Texts, images: Tensor, cover: Tensor, meta: np.ndarray, rng: np.random.Generator,
     dtype: torch.dtype, values: bool, kinds: bool, anchors: Tensor | None = None,
+    relit: float = 0.0, layers: nn.ModuleList | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """All terms of one step, already weighted.
 
@@ -484,12 +586,18 @@ def losses(
         kinds: ask for the kind of defect in this step.
         anchors: a learned direction per kind in the joint space, ``[kinds, E]``, that texts and images are both drawn to.
             Between two towers that know nothing of kinds neither has anything to align to.
+        relit: share of the pairs that stand in another light; a quarter as many end at the border of the part.
+        layers: SDP+'s linear layers, learned with the tower.
     """
     device, half = model.logit_scale.device, len(meta)
     x = images.to(device).float().div_(255).permute(0, 3, 1, 2)
-    # The same light for both twins, another one in every step.
-    gain = torch.tensor(rng.uniform(0.85, 1.15, (half, 1, 1, 1)), dtype=torch.float32, device=device).repeat(2, 1, 1, 1)
-    x = (x * gain - x.new_tensor(MEAN).view(1, 3, 1, 1)) / x.new_tensor(STD).view(1, 3, 1, 1)
+    if relit:
+        x, cover = relight(rng, x, relit), cover.clone()
+        add_margins(rng, x, cover, 0.25 * relit)
+    else:  # the same light for both twins, another one in every step
+        gain = torch.tensor(rng.uniform(0.85, 1.15, (half, 1, 1, 1)), dtype=x.dtype, device=device)
+        x = x * gain.repeat(2, 1, 1, 1)
+    x = (x - x.new_tensor(MEAN).view(1, 3, 1, 1)) / x.new_tensor(STD).view(1, 3, 1, 1)
 
     pairs = [gen.captions.state_pair(rng, gen.captions.free_noun(rng)) for _ in range(6)]
     for family in rng.choice(meta[:, 0], 2):
@@ -537,6 +645,9 @@ def losses(
     weights |= {name: 0.3 for name in local if name.startswith("block") and name != last_name}
     weights |= {"refined": 0.7, "stage1": 0.15, "stage2": 0.25, "stage3": 0.35, "stage4": 0.6}
     maps = {name: SCALE * (tokens @ direction) for name, tokens in local.items()}
+    if layers is not None:
+        maps |= layer_maps(layers, features, direction)
+        weights |= {"layer1": 0.1, "layer2": 0.15, "layer3": 0.2, "layer4": 0.3}
     for name, logit in maps.items():
         out[name] = weights[name] * patch_loss(logit, flat)
         out[f"{name} twin"] = 0.5 * weights[name] * twin_loss(logit, flat)
@@ -577,7 +688,9 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def monitor(model: nn.Module, texts: Texts, seed: int, count: int = 64, side: int = SIZE) -> dict[str, float]:
+def monitor(
+    model: nn.Module, texts: Texts, seed: int, count: int = 64, side: int = SIZE, layers: nn.ModuleList | None = None
+) -> dict[str, float]:
     """Image and patch AUROC on pairs of families that are not in the training."""
     held = [name for name, family in gen.FAMILIES.items() if family.held_out]
     pairs = [draw_pair(seed + 77, i, held) for i in range(count)]
@@ -600,6 +713,9 @@ def monitor(model: nn.Module, texts: Texts, seed: int, count: int = 64, side: in
         scores.append(join(model, features.blocks[-1][:, 0]) @ direction)
         local = {k: v @ direction for k, v in paths(model, features).items()}
         local["staged"] = sum(local[f"stage{i}"] for i in range(1, 5))
+        if layers is not None:
+            local |= layer_maps(layers, features, direction)
+            local["layers"] = sum(local[f"layer{i}"].sigmoid() for i in range(1, 5))
         for name, value in local.items():
             maps.setdefault(name, []).append(value)
     score = torch.cat(scores).cpu().numpy()
@@ -614,17 +730,23 @@ def monitor(model: nn.Module, texts: Texts, seed: int, count: int = 64, side: in
     return result
 
 
-def export(model: nn.Module, folder: Path) -> Path:
-    """Write ``model.safetensors`` in half precision, atomically."""
+def export(model: nn.Module, folder: Path, name: str = "model") -> Path:
+    """Write ``<name>.safetensors`` in half precision, atomically."""
     from safetensors.torch import save_file
 
     state = {k: v.detach().cpu().half().contiguous() for k, v in model.state_dict().items() if v.is_floating_point()}
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "model.safetensors"
+    path = folder / f"{name}.safetensors"
     save_file(state, str(path) + ".part")
     os.chmod(str(path) + ".part", 0o644)
     os.replace(str(path) + ".part", path)
     return path
+
+
+def mean_weights(paths: list[Path]) -> dict[str, Tensor]:
+    """Mean of the weights of several files, float32."""
+    files = [load_file(path) for path in paths]
+    return {key: torch.stack([file[key].float() for file in files]).mean(0) for key in files[0]}
 
 
 def build_model(config: Path = CONFIG) -> nn.Module:
@@ -655,6 +777,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and weights")
     parser.add_argument("--steps", type=int, default=0, help="length of the schedule in steps")
     parser.add_argument("--minutes", type=float, default=0.0, help="length of the schedule in minutes instead")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        nargs="+",
+        help="weights to go on from, or several to begin at their mean, with the last sizes and all strengths of defects",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
@@ -667,6 +795,12 @@ def main() -> None:
     parser.add_argument("--replay", type=float, default=2.0, help="how often each pair is shown, in other crops")
     parser.add_argument("--batch-factor", type=float, default=1.0, help="multiplies the pairs per batch (GPU)")
     parser.add_argument("--lr", type=float, default=0.005, help="of Muon; Adam's follow it")
+    parser.add_argument("--tail", type=float, default=0.4, help="share of the schedule in which the rate falls to zero")
+    parser.add_argument(
+        "--relit", type=float, default=0.0,
+        help="share of the pairs that stand in another light: bands, streaks, reflections, dark borders",
+    )  # fmt: skip
+    parser.add_argument("--layers", action="store_true", help="learn SDP+'s linear layers along with the tower")
     parser.add_argument("--save-minutes", type=float, default=4.0)
     parser.add_argument("--config", type=Path, default=CONFIG, help="open_clip configuration of another architecture")
     parser.add_argument(
@@ -689,6 +823,8 @@ def main() -> None:
     checkpoint, shown_at = args.out / "checkpoint.pt", args.side or SIZE
     saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
     step, used, images, elapsed = (saved[k] for k in ("step", "used", "images", "elapsed")) if saved else (0, 0, 0, 0.0)
+    if args.start and not saved:
+        used = 2 * CURRICULUM  # gross defects alone are for beginners
 
     ring = Ring(args.slots, args.workers)
     feed = Feed(ring, args.seed, used, args.replay, twins="twins" not in args.without)
@@ -701,6 +837,8 @@ def main() -> None:
     model.set_grad_checkpointing(False)
     if saved:
         model.load_state_dict(saved["model"])
+    elif args.start:
+        model.load_state_dict({**model.state_dict(), **mean_weights(args.start)})
     else:
         sample, _, _ = feed.batch(-1 & 0xFFFF, 128, SIZE)
         feed.used = 0
@@ -714,8 +852,16 @@ def main() -> None:
     chosen |= {id(p) for p in slow} | {id(model.logit_scale)}
     start = torch.Generator().manual_seed(args.seed)
     anchors = nn.Parameter(torch.randn(len(KINDS), model.text_projection.shape[1], generator=start).to(args.device))
+    if args.start:
+        anchors.data.copy_(kind_features(model, texts))
+    layers = build_layers(model, texts).to(args.device) if args.layers else None
+    before = args.start[0].with_name("layers.safetensors") if args.start else None
+    if layers is not None and (saved or (before is not None and before.exists())):
+        state = saved["layers"] if saved else {k.removeprefix("fc."): v for k, v in load_file(before).items()}
+        layers.load_state_dict(state)
     model.logit_scale.requires_grad_(False)
     rest = [p for p in model.parameters() if id(p) not in chosen]
+    rest += list(layers.parameters()) if layers is not None else []
     dtype = PRECISIONS[args.precision]
     muon = Muon(matrices, args.lr, dtype)
     adam = torch.optim.Adam(
@@ -740,28 +886,32 @@ def main() -> None:
 
     def save() -> None:
         state = {
-            "model": model.state_dict(), "anchors": anchors.data, "optimizers": [o.state_dict() for o in optimizers],
+            "model": model.state_dict(), "anchors": anchors.data,
+            "layers": layers.state_dict() if layers is not None else {}, "optimizers": [o.state_dict() for o in optimizers],
             "base": base, "step": step, "used": feed.used, "images": images, "elapsed": time.time() - began,
         }  # fmt: skip
         torch.save(state, str(checkpoint) + ".part")
         os.replace(str(checkpoint) + ".part", checkpoint)
         export(model, args.out)
+        if layers is not None:
+            export(nn.ModuleDict({"fc": layers}), args.out, "layers")
 
     while True:
         progress = step / args.steps if args.steps else (time.time() - began) / (60 * args.minutes)
         if progress >= 1:
             break
         rng = np.random.default_rng([args.seed, 2_000_003, step])
-        side, pairs = (args.side, 32) if args.side else batch_plan(progress, rng)
+        advanced = 1.0 if args.start else progress
+        side, pairs = (args.side, 32) if args.side else batch_plan(advanced, rng)
         pairs = max(int(pairs * args.batch_factor), 2)
-        factor = min(1.0, (step + 1) / 60) * min(1.0, (1 - progress) / 0.4 + 0.01)
+        factor = min(1.0, (step + 1) / 60) * min(1.0, (1 - progress) / args.tail + 0.01)
         for optimizer, rates in zip(optimizers, base, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
         batch, cover, meta = feed.batch(step, pairs, side)
         values, kinds = bool(rng.random() < 0.5) and "patches" not in args.without, bool(rng.random() < 0.5)
-        anchored = anchors if progress >= ANCHORS_FROM else None
-        terms = losses(model, texts, batch, cover, meta, rng, dtype, values, kinds, anchored)
+        anchored = anchors if advanced >= ANCHORS_FROM else None
+        terms = losses(model, texts, batch, cover, meta, rng, dtype, values, kinds, anchored, args.relit, layers)
         terms = {name: v for name, v in terms.items() if not any(PARTS[part].match(name) for part in args.without)}
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -788,13 +938,15 @@ def main() -> None:
         if time.time() - last_save > 60 * args.save_minutes:
             save()
             model.eval()
-            scores = {k: round(v, 3) for k, v in monitor(model, texts, args.seed, side=shown_at).items()}
+            scores = {k: round(v, 3) for k, v in monitor(model, texts, args.seed, 64, shown_at, layers).items()}
             model.train()
             print(json.dumps({"step": step, "held out": scores}), file=log, flush=True)
             last_save = time.time()
     save()
     print(
-        json.dumps({"step": step, "images": images, "held out": monitor(model, texts, args.seed, 256, shown_at)}),
+        json.dumps(
+            {"step": step, "images": images, "held out": monitor(model, texts, args.seed, 256, shown_at, layers)}
+        ),
         file=log,
         flush=True,
     )

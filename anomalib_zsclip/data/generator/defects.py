@@ -329,8 +329,23 @@ def misprint(scene: Scene, rng: Rng, strength: float) -> tuple[Array, Array]:
     return f.blend(scene.image, moved, alpha * (0.5 + 0.5 * strength)), alpha
 
 
+def _worn(scene: Scene, rng: Rng, strength: float) -> tuple[Array, Array]:
+    """An area without its structure: rubbed off, faded or never made."""
+    x, y = rim(scene, rng) if f.chance(rng, 0.3) else locate(scene, rng)
+    radius = _spread(rng, strength, 0.1, 0.4)
+    field = f.rough_blob(rng, scene.size, x, y, radius, rng.uniform(0.05, 0.5))
+    alpha = _clip(scene, f.step(field, 0, rng.uniform(0.05, 0.3)))
+    flat = f.blur(scene.image, scene.size * rng.uniform(0.03, 0.08))
+    tone = 1 + rng.choice([-1, 1]) * rng.uniform(0.05, 0.15 + 0.4 * strength)
+    grain = 1 + rng.uniform(0, 0.08) * f.fractal(rng, scene.size, f.log_uniform(rng, 4, 40), 0.7, 2)
+    sheet = np.clip(flat * (tone * grain)[..., None], 0, 1).astype(np.float32)
+    return f.blend(scene.image, sheet, alpha * (0.6 + 0.4 * strength)), alpha
+
+
 def fray(scene: Scene, rng: Rng, strength: float) -> tuple[Array, Array]:
-    """A worn area or border with many short loose strands."""
+    """A worn area or border, bare or with many short loose strands."""
+    if f.chance(rng, 0.4):
+        return _worn(scene, rng, strength)
     x, y = rim(scene, rng) if f.chance(rng, 0.5) else locate(scene, rng)
     radius = _spread(rng, strength, 0.07, 0.22)
     zone = f.step(f.rough_blob(rng, scene.size, x, y, radius, 0.5), 0, 0.3)
@@ -348,12 +363,25 @@ def fray(scene: Scene, rng: Rng, strength: float) -> tuple[Array, Array]:
 
 
 def uneven(scene: Scene, rng: Rng, strength: float) -> tuple[Array, Array]:
-    """A large area that is brighter, darker or rougher than the rest."""
+    """A large area that is brighter, darker, rougher or smoother than the rest."""
     x, y = locate(scene, rng)
     radius = _spread(rng, strength, 0.15, 0.4)
     field = f.rough_blob(rng, scene.size, x, y, radius, rng.uniform(0.2, 0.8))
     alpha = _clip(scene, f.step(field, 0, rng.uniform(0.15, 0.5)))
     sign = rng.choice([-1, 1])
+    if f.chance(rng, 0.3):  # worked in another way: the structure is that of another place, often with a clear border
+        turn = cv2.getRotationMatrix2D((scene.size / 2,) * 2, rng.normal(0, 12), f.log_uniform(rng, 0.6, 1.6))
+        turn[:, 2] += rng.uniform(-0.3, 0.3, 2) * scene.size
+        other = cv2.warpAffine(scene.image, turn, (scene.size,) * 2, borderMode=cv2.BORDER_REFLECT_101)
+        sheet = np.clip(other * (1 + sign * rng.uniform(0.03, 0.05 + 0.35 * strength)), 0, 1).astype(np.float32)
+        alpha = _clip(scene, f.step(field, 0, f.log_uniform(rng, 0.03, 0.4)))
+        return f.blend(scene.image, sheet, alpha), alpha
+    if f.chance(rng, 0.4):  # the structure itself is stronger or weaker there
+        mean = f.blur(scene.image, scene.size * rng.uniform(0.02, 0.06))
+        depth = rng.uniform(1.4, 1.6 + strength) if sign > 0 else rng.uniform(0.1, 0.8 - 0.4 * strength)
+        gain = 1 + rng.normal(0, 0.08)
+        sheet = np.clip((mean + depth * (scene.image - mean)) * gain, 0, 1).astype(np.float32)
+        return f.blend(scene.image, sheet, alpha), alpha
     gain = 1 + sign * (0.12 + 0.4 * strength)
     rough = 1 + rng.uniform(0, 0.15) * f.fractal(rng, scene.size, f.log_uniform(rng, 4, 40), 0.7, 2)
     return f.blend(

@@ -370,7 +370,8 @@ def uneven(scene: Scene, rng: Rng, strength: float) -> tuple[Array, Array]:
     alpha = _clip(scene, f.step(field, 0, rng.uniform(0.15, 0.5)))
     sign = rng.choice([-1, 1])
     if f.chance(rng, 0.3):  # worked in another way: the structure is that of another place, often with a clear border
-        turn = cv2.getRotationMatrix2D((scene.size / 2,) * 2, rng.normal(0, 12), f.log_uniform(rng, 0.6, 1.6))
+        center = (scene.size / 2, scene.size / 2)
+        turn = np.asarray(cv2.getRotationMatrix2D(center, rng.normal(0, 12), f.log_uniform(rng, 0.6, 1.6)), np.float64)
         turn[:, 2] += rng.uniform(-0.3, 0.3, 2) * scene.size
         other = cv2.warpAffine(scene.image, turn, (scene.size,) * 2, borderMode=cv2.BORDER_REFLECT_101)
         sheet = np.clip(other * (1 + sign * rng.uniform(0.03, 0.05 + 0.35 * strength)), 0, 1).astype(np.float32)

@@ -5,8 +5,8 @@
 The auxiliary images are procedural, of the families and defects that are not held out, half of them normal. Losses and
 optimisers are the papers'; the data being larger and the backbone smaller than theirs, the number of epochs and SDP+'s
 learning rate are arguments, and SDP+ starts elsewhere: at the layers that were trained along with the tower, or between
-the texts. Deterministic for a seed; minutes on two CPU cores. To be run
-again whenever the built-in weights change: the files name the fingerprint of the backbone they belong to.
+the texts. Deterministic for a seed; minutes on two CPU cores. To be run again whenever the built-in weights change: the
+files name the fingerprint of the backbone they belong to.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -316,7 +316,7 @@ def build_layers(model: nn.Module, texts: Texts) -> nn.ModuleList:
     states = gen.captions.NORMAL_STATES + gen.captions.ANOMALOUS_STATES
     tokens = texts.tokens([state.format("object") for state in states])
     with torch.no_grad():
-        middle = F.normalize(encode_text(model, tokens).mean(0), dim=0)
+        middle = F.normalize(encode_text(model, tokens.to(model.logit_scale.device)).mean(0), dim=0)
         layers = nn.ModuleList(nn.Linear(width, joint) for _ in range(4))
         for layer in layers:
             layer.weight.zero_()
@@ -732,8 +732,6 @@ def monitor(
 
 def export(model: nn.Module, folder: Path, name: str = "model") -> Path:
     """Write ``<name>.safetensors`` in half precision, atomically."""
-    from safetensors.torch import save_file
-
     state = {k: v.detach().cpu().half().contiguous() for k, v in model.state_dict().items() if v.is_floating_point()}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
@@ -855,10 +853,10 @@ def main() -> None:
     if args.start:
         anchors.data.copy_(kind_features(model, texts))
     layers = build_layers(model, texts).to(args.device) if args.layers else None
-    before = args.start[0].with_name("layers.safetensors") if args.start else None
-    if layers is not None and (saved or (before is not None and before.exists())):
-        state = saved["layers"] if saved else {k.removeprefix("fc."): v for k, v in load_file(before).items()}
-        layers.load_state_dict(state)
+    if layers is not None and saved:
+        layers.load_state_dict(saved["layers"])
+    elif layers is not None and args.start and (before := args.start[0].with_name("layers.safetensors")).exists():
+        nn.ModuleDict({"fc": layers}).load_state_dict(load_file(before))
     model.logit_scale.requires_grad_(False)
     rest = [p for p in model.parameters() if id(p) not in chosen]
     rest += list(layers.parameters()) if layers is not None else []
@@ -938,7 +936,7 @@ def main() -> None:
         if time.time() - last_save > 60 * args.save_minutes:
             save()
             model.eval()
-            scores = {k: round(v, 3) for k, v in monitor(model, texts, args.seed, 64, shown_at, layers).items()}
+            scores = {k: round(v, 3) for k, v in monitor(model, texts, args.seed, side=shown_at, layers=layers).items()}
             model.train()
             print(json.dumps({"step": step, "held out": scores}), file=log, flush=True)
             last_save = time.time()

@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from anomalib.metrics import AUPRO
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 from torchmetrics.functional.classification import binary_auroc
@@ -313,6 +314,14 @@ def test_linear_layers_that_start_between_the_texts_prefer_neither() -> None:
     assert head.layer_logits(tokens, head.sdp.text_features).abs().max() < 1e-3
 
 
+def region_overlap(maps: torch.Tensor, masks: torch.Tensor) -> float:
+    """AUPRO as anomalib has it."""
+    metric = AUPRO(fields=["anomaly_map", "gt_mask"])
+    low, high = maps.aminmax()
+    metric.update(SimpleNamespace(anomaly_map=(maps - low) / (high - low), gt_mask=masks))
+    return float(metric.compute())
+
+
 @torch.no_grad()
 def test_the_shipped_linear_layers_localise_as_well_as_sdp() -> None:
     rng = np.random.default_rng(3)
@@ -333,3 +342,5 @@ def test_the_shipped_linear_layers_localise_as_well_as_sdp() -> None:
     )
     assert layers > 0.8
     assert both > zero_shot - 0.015
+    overlap, overlap_zero_shot = region_overlap(raw.map_raw, masks), region_overlap(raw.map_zero_shot, masks)
+    assert overlap > overlap_zero_shot, "what the layers add is whole defects, small ones as much as large ones"

@@ -51,7 +51,7 @@ import generator as gen  # noqa: E402
 CONFIG = ROOT / "anomalib_zsclip" / "clip" / "builtin" / "config.json"
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-SIZE = 128  # side of the generated pictures
+SIZE = 128  # side of the generated pictures, unless larger ones are asked for
 SCALE = 50.0  # logit scale: fixed, so that probabilities stay away from 0 and 1 at the factor 100 that SDP uses
 REFINED_FROM = 2  # AnomalyCLIP's refined stream starts after this block
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
@@ -68,8 +68,9 @@ KINDS = [name for name, defect in gen.DEFECTS.items() if not defect.held_out]
 
 
 def draw_pair(
-    seed: int, index: int, families: list[str] = FAMILIES, kinds: list[str] = KINDS, weakest: float = 0.08
-) -> gen.Pair:
+    seed: int, index: int, families: list[str] = FAMILIES, kinds: list[str] = KINDS, weakest: float = 0.08,
+    size: int = SIZE,
+) -> gen.Pair:  # fmt: skip
     """The pair number ``index``: a function of its arguments alone. ``weakest`` bounds the strength of the defect."""
     rng = np.random.default_rng([seed, index])
     kind = "texture" if rng.random() < 0.5 else "object"
@@ -78,22 +79,22 @@ def draw_pair(
     choice = [name for name in fits if gen.FAMILIES[name].invented == invented] or fits
     family = choice[int(rng.integers(len(choice)))]
     fitting = [name for name in kinds if gen.DEFECTS[name].on in ("any", kind)]
-    return gen.generate_pair(family, fitting[int(rng.integers(len(fitting)))], SIZE, rng, strength=(weakest, 1.0))
+    return gen.generate_pair(family, fitting[int(rng.integers(len(fitting)))], size, rng, strength=(weakest, 1.0))
 
 
 class Ring:
-    """Shared memory for the last ``slots`` pairs. Pair number p lies in slot p % slots."""
+    """Shared memory for the last ``slots`` pairs of ``size`` pixels. Pair number p lies in slot p % slots."""
 
-    def __init__(self, slots: int, workers: int) -> None:
-        self.slots, self.workers = slots, workers
-        self._raw = [mp.RawArray("B", slots * n) for n in (SIZE * SIZE * 3, SIZE * SIZE * 3, SIZE * SIZE)]
+    def __init__(self, slots: int, workers: int, size: int = SIZE) -> None:
+        self.slots, self.workers, self.size = slots, workers, size
+        self._raw = [mp.RawArray("B", slots * size * size * n) for n in (3, 3, 1)]
         self._meta = mp.RawArray("i", slots * 2)
         self.made = mp.RawArray("q", workers)  # per worker: pairs below this number are done
         self.oldest = mp.RawValue("q", 0)  # pairs below this number may be overwritten
 
     def views(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Good, bad, masks and (family, kind) as arrays over the slots."""
-        shapes = [(self.slots, SIZE, SIZE, 3)] * 2 + [(self.slots, SIZE, SIZE)]
+        shapes = [(self.slots, self.size, self.size, 3)] * 2 + [(self.slots, self.size, self.size)]
         arrays = [np.frombuffer(r, np.uint8).reshape(s) for r, s in zip(self._raw, shapes, strict=True)]
         return *arrays, np.frombuffer(self._meta, np.int32).reshape(self.slots, 2)
 
@@ -115,7 +116,8 @@ def produce(ring: Ring, seed: int, worker: int, start: int) -> None:
             if os.getppid() != parent:
                 return
         # Gross defects first: what an anomaly is must be found before faint ones can teach anything.
-        pair = draw_pair(seed, index, weakest=0.08 + 0.5 * max(0.0, 1 - index / CURRICULUM))
+        weakest = 0.08 + 0.5 * max(0.0, 1 - index / CURRICULUM)
+        pair = draw_pair(seed, index, weakest=weakest, size=ring.size)
         slot = index % ring.slots
         good[slot], bad[slot], mask[slot] = pair.good, pair.bad, pair.mask
         meta[slot] = FAMILIES.index(pair.family), KINDS.index(pair.defect)
@@ -185,10 +187,10 @@ class Feed:
         """The whole picture or a part of it that still shows most of the defect."""
         if rng.random() < 0.4:
             return views
-        total = int(views[2].sum(dtype=np.int64))
+        total, size = int(views[2].sum(dtype=np.int64)), len(views[2])
         for _ in range(3):
-            side = int(rng.integers(64, SIZE))
-            y, x = rng.integers(0, SIZE - side + 1, 2)
+            side = int(rng.integers(size // 2, size))
+            y, x = rng.integers(0, size - side + 1, 2)
             part = views[2][y : y + side, x : x + side]
             if 2 * int(part.sum(dtype=np.int64)) > total:
                 return tuple(view[y : y + side, x : x + side] for view in views)
@@ -755,8 +757,11 @@ def build_model(config: Path = CONFIG) -> nn.Module:
     return open_clip.model.CLIP(**cfg)
 
 
-def batch_plan(progress: float, rng: np.random.Generator) -> tuple[int, int]:
-    """Side and number of pairs for the next batch: small pictures first, then mostly 96 px, with others in between."""
+def batch_plan(progress: float, rng: np.random.Generator, given: list[int] | None = None) -> tuple[int, int]:
+    """Side and number of pairs for the next batch: small pictures first, then mostly 96 px, with others in between.
+
+    With sides ``given`` one of them instead.
+    """
     table = (
         [(64, 0.9), (96, 0.1)]
         if progress < 0.2
@@ -765,8 +770,8 @@ def batch_plan(progress: float, rng: np.random.Generator) -> tuple[int, int]:
         else [(64, 0.15), (80, 0.15), (96, 0.4), (128, 0.27), (160, 0.03)]
     )
     sides, weights = zip(*table, strict=True)
-    side = int(rng.choice(sides, p=weights))
-    return side, {64: 32, 80: 24, 96: 18, 128: 12, 160: 8}[side]
+    side = int(rng.choice(given) if given else rng.choice(sides, p=weights))
+    return side, {64: 32, 80: 24, 96: 18, 128: 12, 160: 8}.get(side, max(2, round(32 * (64 / side) ** 1.5)))
 
 
 def main() -> None:
@@ -789,7 +794,9 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
     parser.add_argument("--workers", type=int, default=1, help="processes that make images")
-    parser.add_argument("--slots", type=int, default=8192, help="pairs kept in shared memory (115 kB each)")
+    parser.add_argument(
+        "--slots", type=int, default=8192, help="pairs kept in shared memory (7 bytes per pixel: 115 kB at 128 px)"
+    )
     parser.add_argument("--replay", type=float, default=2.0, help="how often each pair is shown, in other crops")
     parser.add_argument("--batch-factor", type=float, default=1.0, help="multiplies the pairs per batch (GPU)")
     parser.add_argument("--lr", type=float, default=0.005, help="of Muon; Adam's follow it")
@@ -802,8 +809,10 @@ def main() -> None:
     parser.add_argument("--save-minutes", type=float, default=4.0)
     parser.add_argument("--config", type=Path, default=CONFIG, help="open_clip configuration of another architecture")
     parser.add_argument(
-        "--side", type=int, help="one side for all pictures, a multiple of 8; default: 64 to 160 px, mixed"
-    )
+        "--side", type=int, nargs="+",
+        help="sides of the pictures, multiples of 8, mixed in equal parts (a side may be named twice); "
+        "default: 64 to 160 px, more of the larger ones later",
+    )  # fmt: skip
     parser.add_argument(
         "--without", choices=list(PARTS), nargs="*", default=[],
         help="leave out, to see what it is worth: all terms that look at patches; the good twin of a defective picture "
@@ -812,19 +821,22 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.steps) == bool(args.minutes):
         parser.error("give one of --steps and --minutes")
-    if args.side is not None and (args.side < 8 or args.side % 8):
+    if any(side < 8 or side % 8 for side in args.side or ()):
         parser.error("--side must be a multiple of 8")
+    if not 0 < args.tail <= 1:
+        parser.error("--tail must be above 0 and at most 1")
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    checkpoint, shown_at = args.out / "checkpoint.pt", args.side or SIZE
+    checkpoint = args.out / "checkpoint.pt"
+    shown_at = args.side[0] if args.side and len(args.side) == 1 else SIZE
     saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
     step, used, images, elapsed = (saved[k] for k in ("step", "used", "images", "elapsed")) if saved else (0, 0, 0, 0.0)
     if args.start and not saved:
         used = 2 * CURRICULUM  # gross defects alone are for beginners
 
-    ring = Ring(args.slots, args.workers)
+    ring = Ring(args.slots, args.workers, max([SIZE, *(args.side or ())]))
     feed = Feed(ring, args.seed, used, args.replay, twins="twins" not in args.without)
     first = max(0, 1024 + math.ceil(used / feed.replay) - feed.window)
     ring.oldest.value = first
@@ -900,7 +912,7 @@ def main() -> None:
             break
         rng = np.random.default_rng([args.seed, 2_000_003, step])
         advanced = 1.0 if args.start else progress
-        side, pairs = (args.side, 32) if args.side else batch_plan(advanced, rng)
+        side, pairs = batch_plan(advanced, rng, args.side)
         pairs = max(int(pairs * args.batch_factor), 2)
         factor = min(1.0, (step + 1) / 60) * min(1.0, (1 - progress) / args.tail + 0.01)
         for optimizer, rates in zip(optimizers, base, strict=True):

@@ -218,6 +218,34 @@ def test_without_twins_the_good_picture_is_another_of_its_family(tool: ModuleTyp
     assert (second.numpy() % 8 == chosen[:, 0]).all()
 
 
+def test_larger_pictures_are_made_for_larger_batches(tool: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    plans = [tool.batch_plan(1.0, rng, [96, 192]) for _ in range(40)]
+    assert {side for side, _ in plans} == {96, 192}
+    pairs = dict(plans)
+    assert 2 <= pairs[192] < pairs[96], "a step of large pictures has fewer"
+    ring = tool.Ring(1024, 1, size=192)
+    assert [view.shape[1:] for view in ring.views()[:3]] == [(192, 192, 3), (192, 192, 3), (192, 192)]
+    ring.made[0] = 2048
+    images, cover, _ = tool.Feed(ring, seed=0).batch(step=0, pairs=2, side=160)
+    assert images.shape == (4, 160, 160, 3)
+    assert cover.shape == (2, 20, 20)
+    assert tool.draw_pair(1, 5, size=192).good.shape == (192, 192, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"), [(["--tail", "0"], "above 0"), (["--side", "96", "100"], "multiple of 8"), ([], "one of")]
+)
+def test_arguments_of_the_training_that_make_no_sense_are_named(
+    tool: ModuleType, arguments: list[str], hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    steps = ["--steps", "10"] if arguments else []
+    monkeypatch.setattr(sys, "argv", ["train", "--out", "nowhere", *steps, *arguments])
+    with pytest.raises(SystemExit):
+        tool.main()
+    assert hint in capsys.readouterr().err
+
+
 def test_what_is_left_out_of_the_recipe_takes_its_terms_along(tool: ModuleType) -> None:
     local = {"block2", "block4", "refined", "stage1", "staged", "layer1", "kind_patch", "anchor_patch"}
     twin = {"pair", "block2 twin", "refined twin", "stage1 twin", "layer1 twin"}

@@ -45,8 +45,7 @@ def make_images(root: Path, count: int, side: int) -> Path:
 
 def model_alone(model: Any, batch_size: int, count: int = 64) -> float:  # noqa: ANN401 - one of our models
     """Images per second of the model on images in memory."""
-    side = model.model.backbone.image_size
-    batches = torch.rand(count, 3, side, side).split(batch_size)
+    batches = torch.rand(count, 3, *model.input_size).split(batch_size)
     with torch.inference_mode():
         for batch in batches[: max(1, 16 // batch_size)]:
             model.model.explain(batch)
@@ -64,9 +63,10 @@ def megabytes(process: int) -> float:
     return own / 1024 + sum(map(megabytes, children))
 
 
-def command(name: str, folder: Path, results: Path, count: int) -> Row:
+def command(name: str, folder: Path, results: Path, count: int, side: int) -> Row:
     """Run the command and watch its table of scores grow."""
     arguments = ["predict", "--model", name, "--model.backbone", "builtin", "--data", str(folder)]
+    arguments += ["--model.image_size", str(side)]
     program = Path(sys.executable).with_name("anomalib")
     log = results.parent / "log.txt"
     with log.open("w") as output:
@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ZsClip")
     parser.add_argument("--count", type=int, default=1000, help="of the images, a multiple of 10")
-    parser.add_argument("--side", type=int, default=128, help="of the image files, in pixels")
+    parser.add_argument("--side", type=int, default=128, help="of the images, in pixels")
     parser.add_argument("--output", type=Path, default=Path("bulk.json"))
     arguments = parser.parse_args()
     if arguments.count <= WARM_UP or arguments.count % 10:
@@ -112,10 +112,10 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         folder, results = make_images(Path(scratch, "data"), arguments.count, arguments.side), Path(scratch, "results")
         results.mkdir()
-        model = getattr(anomalib_zsclip, arguments.model)(backbone="builtin").eval()
+        model = getattr(anomalib_zsclip, arguments.model)(backbone="builtin", image_size=arguments.side).eval()
         model.prepare()
         before = [model_alone(model, size) for size in (1, BATCH_SIZE)]
-        row = command(arguments.model, folder, results, arguments.count)
+        row = command(arguments.model, folder, results, arguments.count, arguments.side)
         after = [model_alone(model, size) for size in (1, BATCH_SIZE)]
     row = {"model": arguments.model, **row}
     for size, rates in zip((1, BATCH_SIZE), zip(before, after, strict=True), strict=True):

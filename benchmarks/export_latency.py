@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["ZsClip"])
     parser.add_argument("--backbone", default="builtin")
     parser.add_argument("--pretrained")
+    parser.add_argument("--image-size", type=int, help="side in pixels; default: the model's own")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=20)
@@ -50,7 +51,9 @@ def main() -> None:
 
     records: list[dict[str, Any]] = []
     for name in options.models:
-        model = MODELS[name](backbone=options.backbone, pretrained=options.pretrained).eval()
+        model = MODELS[name](
+            backbone=options.backbone, pretrained=options.pretrained, image_size=options.image_size
+        ).eval()
         with TemporaryDirectory() as folder:
             records += measure(name, model, Path(folder), options)
     print("  ".join(f"{column:>14}" for column in COLUMNS))

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures  # noqa: E402
+from anomalib_zsclip.clip.loading import BUILTIN_SIZE  # noqa: E402
 from anomalib_zsclip.data import generator as gen  # noqa: E402
 from anomalib_zsclip.heads.few_shot import FewShotMemory  # noqa: E402
 from anomalib_zsclip.prompts.ensembles import state_sentences  # noqa: E402
@@ -322,7 +323,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="weights to measure; default: the shipped ones")
     parser.add_argument("--real", type=Path, nargs="*", default=[], help="category folders in the form of MVTec AD")
     parser.add_argument("--count", type=int, default=150, help="good (and defective) images per synthetic set; 0: none")
-    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--size", type=int, default=BUILTIN_SIZE, help="side of the images in pixels")
     parser.add_argument("--noun", default="object", help="what the prompt ensemble calls everything")
     parser.add_argument("--models", nargs="*", choices=list(DETECTORS), default=list(DETECTORS))
     parser.add_argument("--json", type=Path, help="also write all figures there")

@@ -134,7 +134,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
 
     backbone = ClipBackbone.load("builtin")
-    data = auxiliary_images(arguments.images, backbone.image_size, arguments.seed)
+    data = auxiliary_images(arguments.images, backbone.default_size, arguments.seed)
     described = f"{arguments.images} procedural images, seed {arguments.seed}"
 
     plus = SdpPlusHead(SdpHead(backbone), backbone, learning_rate=arguments.sdp_plus_rate)

@@ -225,6 +225,11 @@ class ClipBackbone(nn.Module):
         return int((len(self.clip.visual.positional_embedding) - 1) ** 0.5) * self.patch_size
 
     @property
+    def default_size(self) -> int:
+        """Side in pixels that images are resized to unless told otherwise: native, but larger for the built-in model."""
+        return loading.BUILTIN_SIZE if self.name == loading.BUILTIN else self.image_size
+
+    @property
     def logit_scale(self) -> float:
         """CLIP's learned inverse temperature."""
         return float(self.clip.logit_scale.exp())

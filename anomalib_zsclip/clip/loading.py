@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 BUILTIN = "builtin"
 AUTO = "auto"
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
+BUILTIN_SIZE = 192
+"""Default side of images for the built-in model, in pixels: half as large again as its native side, on which its patches
+are too coarse for small defects. Its training ended with pictures of 96 to 192 px."""
+
 LARGEST_WEIGHT = 1e6
 """No CLIP has larger weights; those of published ones stay below 100."""
 

@@ -32,7 +32,7 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         backbone: ``"auto"``, ``"builtin"``, or an architecture of open_clip.
         pretrained: Tag of open_clip or path of a local weight file, for a named architecture.
         image_size: Side, or (height, width), that images are resized to. Default: 518 for ViT-L/14@336, as published;
-            native otherwise.
+            192 for ``"builtin"``; native otherwise.
         precision: Of the towers' matrix products: ``"float32"``, ``"bf16"``, ``"fp16"`` or ``"auto"``.
         checkpoint: Learned prompts: ours (``.safetensors``), or the official ``{"prompt_learner": ...}``.
         learn: Learn the prompts with ``fit``; from ``checkpoint``, where one is given.

@@ -36,7 +36,7 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc
         variant: ``"sdp"`` or ``"sdp+"``.
         backbone: ``"auto"``, ``"builtin"``, or an architecture of open_clip.
         pretrained: Tag of open_clip or path of a local weight file, for a named architecture.
-        image_size: Side, or (height, width), that images are resized to. Default: native.
+        image_size: Side, or (height, width), that images are resized to. Default: native, 192 for ``"builtin"``.
         precision: Of the towers' matrix products: ``"float32"``, ``"bf16"``, ``"fp16"`` or ``"auto"``.
         class_name: What the images show. Default: the data module's category as it is written, else "object".
         checkpoint: Linear layers for SDP+: ours (``.safetensors``), or the official ``{"linear_layers": ...}``.

@@ -28,7 +28,7 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
     Args:
         backbone: ``"auto"``, ``"builtin"``, or an architecture of open_clip.
         pretrained: Tag of open_clip or path of a local weight file, for a named architecture.
-        image_size: Side, or (height, width), that images are resized to. Default: native.
+        image_size: Side, or (height, width), that images are resized to. Default: native, 192 for ``"builtin"``.
         precision: Of the towers' matrix products: ``"float32"``, ``"bf16"``, ``"fp16"`` or ``"auto"``.
         prompts_per_class: See the head.
         words: See the head.

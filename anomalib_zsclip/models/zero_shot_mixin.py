@@ -257,7 +257,7 @@ class ZeroShotMixin(LightningModule):
     # ------------------------------------------------------------------ components
     @classmethod
     def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> ClipPreProcessor:
-        """CLIP's pre-processing for ``image_size``; a model made with a backbone uses that backbone's native size."""
+        """CLIP's pre-processing for ``image_size``; a model made with a backbone uses that backbone's default size."""
         return ClipPreProcessor.for_size(image_size or (240, 240), OPENAI_MEAN, OPENAI_STD)
 
     @staticmethod
@@ -457,13 +457,13 @@ def _is_deep(path: Path) -> bool:
 
 
 def resolve_size(image_size: int | Sequence[int] | None, backbone: ClipBackbone) -> tuple[int, int]:
-    """Height and width that images are resized to: a side or both given, or the backbone's native size.
+    """Height and width that images are resized to: a side or both given, or the backbone's default.
 
     Raises:
         ArgumentError: If it is smaller than a patch or of another form.
     """
     if image_size is None:
-        return (backbone.image_size, backbone.image_size)
+        return (backbone.default_size, backbone.default_size)
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(size) != 2 or not all(isinstance(side, int) and side >= backbone.patch_size for side in size):
         msg = (

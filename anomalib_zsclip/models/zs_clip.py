@@ -42,7 +42,7 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         weights: Weight of each head in the mean of scores and maps. Default: all alike.
         backbone: ``"auto"``, ``"builtin"``, or an architecture of open_clip.
         pretrained: Tag of open_clip or path of a local weight file, for a named architecture.
-        image_size: Side, or (height, width), that images are resized to. Default: native.
+        image_size: Side, or (height, width), that images are resized to. Default: native, 192 for ``"builtin"``.
         precision: Of the towers' matrix products: ``"float32"``, ``"bf16"``, ``"fp16"`` or ``"auto"``.
         class_name: What the images show, for SDP's prompts. Default: the data module's category, else "object".
         map_share: Share of the map's maximum in the image score, in [0, 1].

@@ -76,7 +76,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize("batch", [1, 3])
 def test_onnx_gives_the_same(exported: tuple[Any, Path], batch: int) -> None:
     model, path = exported
-    images = make_images(batch, 3, 128, 128)
+    images = make_images(batch, 3, *model.input_size)
     with torch.no_grad():
         assert max(drifts(run_onnx(path, images), model(images))) < TOLERANCE
 
@@ -84,7 +84,7 @@ def test_onnx_gives_the_same(exported: tuple[Any, Path], batch: int) -> None:
 def test_openvino_gives_the_same(exported: tuple[Any, Path]) -> None:
     pytest.importorskip("openvino")
     model, path = exported
-    images = make_images(2, 3, 128, 128)
+    images = make_images(2, 3, *model.input_size)
     outputs = OpenVINOInferencer(path, device="CPU", config=F32).predict(images)
     with torch.no_grad():
         wanted = model(images)
@@ -102,7 +102,7 @@ def test_text_is_compiled_in(exported: tuple[Any, Path]) -> None:
 def test_normal_images_are_remembered_by_an_export(tmp_path: Path) -> None:
     model = make_validated("ZsClip", tmp_path, heads=["sdp"], k_shot=2)
     model.prepare()
-    memory, backbone, images = model.model.memory, model.model.backbone, make_images(3, 3, 128, 128)
+    memory, backbone, images = model.model.memory, model.model.backbone, make_images(3, 3, *model.input_size)
     with torch.no_grad():
         alone = model(images).anomaly_map
         memory.fill([backbone.forward_intermediates(images[:2], memory.request(backbone))], backbone)

@@ -355,15 +355,18 @@ def test_the_shipped_linear_layers_localise_as_well_as_sdp() -> None:
     rng = np.random.default_rng(3)
     families = [name for name, family in gen.FAMILIES.items() if family.held_out]
     kinds = [name for name, defect in gen.DEFECTS.items() if not defect.held_out]
-    samples = [gen.generate(str(rng.choice(families)), str(rng.choice(kinds)), 128, rng) for _ in range(80)]
     backbone = ClipBackbone.load("builtin")
+    side = backbone.default_size
+    samples = [gen.generate(str(rng.choice(families)), str(rng.choice(kinds)), side, rng) for _ in range(80)]
     pixels = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.std))
     masks = torch.from_numpy(np.stack([sample.mask for sample in samples])) > 0
     head = SdpPlusHead(SdpHead(backbone), backbone)
     head.setup(backbone, "object")
     head.load_linear_layers(BUILTIN_FOLDER / "sdp_plus.safetensors")
-    raw = head.raw(backbone.forward_intermediates((pixels - mean) / std, head.request(backbone)), backbone, (128, 128))
+    raw = head.raw(
+        backbone.forward_intermediates((pixels - mean) / std, head.request(backbone)), backbone, (side, side)
+    )
     zero_shot, layers, both = (
         float(binary_auroc(maps.flatten(), masks.flatten()))
         for maps in (raw.map_zero_shot, raw.layer_maps.sum(0), raw.map_raw)

@@ -231,6 +231,12 @@ def test_an_unwritable_cache_is_only_a_warning(
 
 
 # ------------------------------------------------------------------ loading
+def test_only_the_built_in_model_looks_at_larger_images_than_its_native_ones(tiny: ClipBackbone) -> None:
+    assert tiny.default_size == tiny.image_size
+    builtin = ClipBackbone.load("builtin")
+    assert (builtin.image_size, builtin.default_size) == (128, 192)
+
+
 def test_the_architecture_is_read_off_the_state_dict(tiny_clip: nn.Module, images: Tensor) -> None:
     backbone = ClipBackbone.from_state_dict(state_dict_of(tiny_clip), heads=(2, 2))
     assert (backbone.layers, backbone.width, backbone.patch_size, backbone.image_size) == (4, 64, 8, 32)

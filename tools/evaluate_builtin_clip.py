@@ -190,9 +190,9 @@ def prompt_ensemble(backbone: ClipBackbone, noun: str) -> Callable[[np.ndarray],
 
 @torch.no_grad()
 def neighbours(backbone: ClipBackbone, images: np.ndarray, reference: np.ndarray) -> Verdict:
-    """A memory of the mid-level tokens of a few good images, as ``k_shot`` uses it; the image score is the maximum."""
+    """A memory of a few good images, of the blocks that ``k_shot`` compares; the image score is the map's maximum."""
     size = images.shape[1]
-    memory = FewShotMemory(layers=[backbone.layers // 2], sigma=4 * size / 128)
+    memory = FewShotMemory(sigma=4 * size / 128)
 
     def features(batch: np.ndarray) -> Iterator[ImageFeatures]:
         for part in normalise(batch, backbone).split(25):

@@ -351,7 +351,7 @@ def region_overlap(maps: torch.Tensor, masks: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def test_the_shipped_linear_layers_localise_as_well_as_sdp() -> None:
+def test_the_shipped_linear_layers_improve_on_sdp() -> None:
     rng = np.random.default_rng(3)
     families = [name for name, family in gen.FAMILIES.items() if family.held_out]
     kinds = [name for name, defect in gen.DEFECTS.items() if not defect.held_out]
@@ -371,7 +371,7 @@ def test_the_shipped_linear_layers_localise_as_well_as_sdp() -> None:
         float(binary_auroc(maps.flatten(), masks.flatten()))
         for maps in (raw.map_zero_shot, raw.layer_maps.sum(0), raw.map_raw)
     )
-    assert layers > 0.8
-    assert both > zero_shot - 0.015
+    assert layers > 0.85
+    assert both > zero_shot
     overlap, overlap_zero_shot = region_overlap(raw.map_raw, masks), region_overlap(raw.map_zero_shot, masks)
     assert overlap > overlap_zero_shot, "what the layers add is whole defects, small ones as much as large ones"

@@ -862,7 +862,7 @@ def main() -> None:
     chosen |= {id(p) for p in slow} | {id(model.logit_scale)}
     start = torch.Generator().manual_seed(args.seed)
     anchors = nn.Parameter(torch.randn(len(KINDS), model.text_projection.shape[1], generator=start).to(args.device))
-    if args.start:
+    if args.start and not saved:
         anchors.data.copy_(kind_features(model, texts))
     layers = build_layers(model, texts).to(args.device) if args.layers else None
     if layers is not None and saved:

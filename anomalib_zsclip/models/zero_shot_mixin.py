@@ -386,7 +386,7 @@ class ZeroShotMixin(LightningModule):
 
     def _warm_up(self) -> None:
         """Run once, so that what depends on the image size alone is made outside the exported graph."""
-        height, width = self.input_size or (self.model.backbone.image_size,) * 2  # type: ignore[misc]
+        height, width = self.input_size or resolve_size(None, self.model.backbone)  # type: ignore[misc]
         device = self.model.backbone.device
         with torch.no_grad():
             self.model(torch.zeros(1, 3, height, width, device=device))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
 
-from anomalib_zsclip.command import is_command
+
+def is_command() -> bool:
+    """Whether this process is a run of the ``anomalib`` command, and not somebody's Python code."""
+    return Path(sys.argv[0]).stem == "anomalib"
 
 
 class ZsClipError(Exception):

@@ -27,7 +27,7 @@ from speed import Row, describe_machine, print_table
 import anomalib_zsclip
 from anomalib_zsclip import SyntheticDefects
 from anomalib_zsclip.data.synthetic_defects import CATEGORIES
-from anomalib_zsclip.reading import BATCH_SIZE
+from anomalib_zsclip.images.read_ahead import BATCH_SIZE
 
 WARM_UP = 100
 """Images that do not count."""

@@ -4,8 +4,8 @@
     python benchmarks/heads.py --real path/to/magnetic_tile --k-shot 4
     python benchmarks/heads.py --real path/to/magnetic_tile --drift bf16
 
-One pass of the tower per image yields every head's verdict; the fusions are computed from those. Prints Markdown and writes
-JSON. ``--explain`` also prints how often the first word of an explanation is the true kind of defect.
+One pass of the tower per image yields every head's prediction; the fusions are computed from those. Prints Markdown and
+writes JSON. ``--explain`` also prints how often the first word of an explanation is the true kind of defect.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KINDS = {"stain": "stain", "contamination": "contamination", "missing": "missing
 HANDWRITTEN = 'anomaly_clip, "object" and "damaged object"'
 
 
-class Verdicts:
+class Predictions:
     """Scores and maps of all heads on one category."""
 
     def __init__(self) -> None:
@@ -61,12 +61,12 @@ class Verdicts:
 
 
 @torch.no_grad()
-def run(model: ZsClip, data: MVTecAD, k_shot: int, named: Counter) -> Verdicts:
-    """Verdicts of all heads, and of the memory if there is one, on the test images."""
+def run(model: ZsClip, data: MVTecAD, k_shot: int, named: Counter) -> Predictions:
+    """Predictions of all heads, and of the memory if there is one, on the test images."""
     data.prepare_data()
     data.setup()
     model.prepare()
-    detector, verdicts = model.model, Verdicts()
+    detector, predictions = model.model, Predictions()
     handwritten = None
     if "anomaly_clip" in detector.heads:  # the same tokens against words instead of learned prompts
         handwritten = copy.deepcopy(detector.heads["anomaly_clip"])
@@ -74,7 +74,7 @@ def run(model: ZsClip, data: MVTecAD, k_shot: int, named: Counter) -> Verdicts:
         handwritten.text_features = torch.nn.functional.normalize(words, dim=-1)
     if k_shot:
         images = [model.pre_processor.transform(data.train_data[index].image) for index in range(k_shot)]
-        detector.memory.fill([detector.features(torch.stack(images))], detector.backbone)
+        detector.memory_bank.fill([detector.features(torch.stack(images))], detector.backbone)
     for batch in data.test_dataloader():
         images, masks = model.pre_processor.transform(batch.image, batch.gt_mask)
         size = (images.shape[-2], images.shape[-1])
@@ -83,22 +83,22 @@ def run(model: ZsClip, data: MVTecAD, k_shot: int, named: Counter) -> Verdicts:
         if handwritten is not None:
             outputs[HANDWRITTEN] = handwritten(features, detector.backbone, size)
         for name, output in outputs.items():
-            verdicts.scores[name].append(output.score)
-            verdicts.maps[name].append(output.anomaly_map)
+            predictions.scores[name].append(output.score)
+            predictions.maps[name].append(output.anomaly_map)
         if k_shot:
-            maps = detector.memory(features, detector.backbone, size)
-            verdicts.scores["few_shot"].append(maps.amax(dim=(-2, -1)))
-            verdicts.maps["few_shot"].append(maps)
-        verdicts.labels.append(batch.gt_label)
-        verdicts.masks.append(masks.bool())
-        fused = torch.stack([verdicts.maps[name][-1] for name in detector.heads]).mean(0)
+            maps = detector.memory_bank(features, detector.backbone, size)
+            predictions.scores["few_shot"].append(maps.amax(dim=(-2, -1)))
+            predictions.maps["few_shot"].append(maps)
+        predictions.labels.append(batch.gt_label)
+        predictions.masks.append(masks.bool())
+        fused = torch.stack([predictions.maps[name][-1] for name in detector.heads]).mean(0)
         for path, text in zip(
             batch.image_path, detector.namer.explain(features, detector.backbone, fused), strict=True
         ):
             kind = KINDS.get(Path(path).parent.name)
             if kind:
                 named[kind, text.rsplit(" (", 2)[0].split(" (")[0]] += 1
-    return verdicts
+    return predictions
 
 
 Table = dict[str, dict[str, float]]
@@ -127,7 +127,7 @@ def measure(modules: list[MVTecAD], name: str, arguments: argparse.Namespace, pr
         rows["all + few_shot"] = {**dict.fromkeys(heads, 1 / len(heads)), "few_shot": 1.0}
     means: Table = {}
     for row, weights in rows.items():
-        values = [verdicts.metrics(weights) for verdicts in all_verdicts]
+        values = [predictions.metrics(weights) for predictions in all_verdicts]
         means[row] = {key: float(np.mean([value[key] for value in values])) for key in values[0]}
     return means
 

@@ -1,8 +1,8 @@
 """Lets the plain ``anomalib`` command know the models of anomalib-zsclip.
 
-A ``.pth`` file imports this at every start of Python, so it is tiny and imports nothing but what is there already. It
-waits until somebody imports ``anomalib.models`` and then imports ``anomalib_zsclip``, which registers itself. Set the
-environment variable ``ANOMALIB_ZSCLIP_DISABLE=1`` to switch it off.
+A ``.pth`` file (a ``.start`` file from Python 3.15 on) calls :func:`install` at every start of Python, so this module is
+tiny and imports nothing but what is there already. It waits until somebody imports ``anomalib.models`` and then imports
+``anomalib_zsclip``, which registers itself. Set the environment variable ``ANOMALIB_ZSCLIP_DISABLE=1`` to switch it off.
 """
 
 import os
@@ -10,16 +10,18 @@ import sys
 
 
 class _AfterAnomalibModels:
-    """Finder that lets others find ``anomalib.models`` and runs the registration once its code has run."""
+    """Finder that lets others find ``anomalib.models`` and runs the registration once its code has run.
+
+    It stays until then: somebody who only asks whether there is such a module does not use it up.
+    """
 
     @staticmethod
     def find_spec(name, path=None, target=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         if name != "anomalib.models":
             return None
-        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not _AfterAnomalibModels]
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
-            spec = find(name, path, target) if find is not None else None
+            spec = find(name, path, target) if find is not None and finder is not _AfterAnomalibModels else None
             if spec is not None:
                 break
         else:
@@ -28,6 +30,7 @@ class _AfterAnomalibModels:
 
         def run_and_register(module):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
             del loader.exec_module
+            sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not _AfterAnomalibModels]
             run(module)
             if "anomalib_zsclip" in sys.modules:
                 return  # it is being imported and registers itself
@@ -40,5 +43,8 @@ class _AfterAnomalibModels:
         return spec
 
 
-if os.environ.get("ANOMALIB_ZSCLIP_DISABLE", "").strip().lower() in ("", "0", "false", "no"):
-    sys.meta_path.insert(0, _AfterAnomalibModels)
+def install() -> None:
+    """Put the finder in place, once, unless the environment says no."""
+    wanted = os.environ.get("ANOMALIB_ZSCLIP_DISABLE", "").strip().lower() in ("", "0", "false", "no")
+    if wanted and _AfterAnomalibModels not in sys.meta_path:
+        sys.meta_path.insert(0, _AfterAnomalibModels)

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures  # noqa: E402
 from anomalib_zsclip.clip.loading import BUILTIN_SIZE  # noqa: E402
 from anomalib_zsclip.data import generator as gen  # noqa: E402
-from anomalib_zsclip.heads.few_shot import FewShotMemory  # noqa: E402
+from anomalib_zsclip.heads.memory_bank import MemoryBank  # noqa: E402
 from anomalib_zsclip.prompts.ensembles import state_sentences  # noqa: E402
 
 BINS = 2048
@@ -192,7 +192,7 @@ def prompt_ensemble(backbone: ClipBackbone, noun: str) -> Callable[[np.ndarray],
 def neighbours(backbone: ClipBackbone, images: np.ndarray, reference: np.ndarray) -> Verdict:
     """A memory of a few good images, of the blocks that ``k_shot`` compares; the image score is the map's maximum."""
     size = images.shape[1]
-    memory = FewShotMemory(sigma=4 * size / 128)
+    memory = MemoryBank(sigma=4 * size / 128)
 
     def features(batch: np.ndarray) -> Iterator[ImageFeatures]:
         for part in normalise(batch, backbone).split(25):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 
 import open_clip
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from anomalib_zsclip.errors import ArgumentError, BackboneError
+from anomalib_zsclip.errors import ArgumentError
 
 from . import loading
+from .architectures import AUTO, BUILTIN, build_model, infer_config
+from .identity import BackboneIdentity, fingerprint
 from .image_tower import (
     FeatureRequest,
     ImageFeatures,
@@ -27,33 +25,13 @@ from .image_tower import (
     resize_positional_embedding,
     run_blocks,
 )
+from .published import OPENAI_MEAN, OPENAI_STD
 from .text_tower import forward_text_tower
 
 logger = logging.getLogger(__name__)
 
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 POSITION_MODES = ("bicubic", "bilinear")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class BackboneIdentity:
-    """What a checkpoint remembers of the backbone that it was made with.
-
-    Attributes:
-        name: Architecture.
-        pretrained: Tag or file of its weights.
-        fingerprint: Hash over names, shapes and a sample of the values of all parameters.
-    """
-
-    name: str
-    pretrained: str
-    fingerprint: str
-
-    def as_dict(self) -> dict[str, str]:
-        """Plain data for a checkpoint."""
-        return asdict(self)
 
 
 class ClipBackbone(nn.Module):
@@ -93,12 +71,12 @@ class ClipBackbone(nn.Module):
         self.position_mode = position_mode
         self._positions: dict[tuple[object, ...], Tensor] = {}
         self._warned_sizes: set[tuple[int, int]] = set()
-        self.fingerprint = _fingerprint(self.clip)
+        self.fingerprint = fingerprint(self.clip)
 
     @classmethod
     def load(
         cls,
-        name: str = loading.AUTO,
+        name: str = AUTO,
         pretrained: str | None = None,
         *,
         auto: tuple[str, str] = ("ViT-B-16-plus-240", "laion400m_e31"),
@@ -118,36 +96,7 @@ class ClipBackbone(nn.Module):
             BackboneError: If the name, the tag or the file is wrong; the message says what to do. A backbone that was
                 named never falls back to another one.
         """
-        if name == loading.AUTO:
-            if pretrained is not None:
-                msg = "backbone='auto' chooses its own weights: give pretrained= together with an architecture's name."
-                raise BackboneError(msg)
-            name, pretrained = auto
-            if not loading.is_available(name, pretrained):
-                _warn_of_fallback(name, pretrained)
-                name, pretrained = loading.BUILTIN, None
-        if name == loading.BUILTIN:
-            return cls._load_builtin(pretrained, position_mode)
-
-        quick_gelu = name.endswith("-quickgelu") and open_clip.get_model_config(name) is None
-        config = loading.model_config(name.removesuffix("-quickgelu") if quick_gelu else name)
-        path = loading.resolve_pretrained(name, pretrained)
-        tag = str(pretrained)
-        config["quick_gelu"] = config.get("quick_gelu", False) or quick_gelu or loading.uses_quick_gelu(name, tag)
-        model = loading.build_model(config, loading.read_state_dict(path), f"The weight file {path}")
-        published = (open_clip.get_pretrained_cfg(name, tag) if not Path(tag).expanduser().is_file() else None) or {}
-        mean, std = published.get("mean") or OPENAI_MEAN, published.get("std") or OPENAI_STD
-        return cls(model, name, tag, mean, std, position_mode)
-
-    @classmethod
-    def _load_builtin(cls, pretrained: str | None, position_mode: str) -> ClipBackbone:
-        path = Path(pretrained).expanduser() if pretrained else loading.BUILTIN_FOLDER / "model.safetensors"
-        if not path.is_file():
-            msg = f"The weights of the built-in backbone are not at {path}: reinstall the package."
-            raise BackboneError(msg)
-        config = json.loads((loading.BUILTIN_FOLDER / "config.json").read_text())
-        model = loading.build_model(config, loading.read_state_dict(path), f"The weight file {path}")
-        return cls(model, loading.BUILTIN, pretrained or loading.BUILTIN, position_mode=position_mode)
+        return cls(*loading.load_clip(name, pretrained, auto), position_mode=position_mode)
 
     @classmethod
     def from_state_dict(
@@ -174,10 +123,8 @@ class ClipBackbone(nn.Module):
             BackboneError: If the parameters are not those of a plain CLIP.
         """
         tensors = {key: torch.as_tensor(value).float() for key, value in state_dict.items()}
-        config = loading.infer_config(tensors, quick_gelu, heads)
-        return cls(
-            loading.build_model(config, tensors, "The state dict"), name, pretrained, position_mode=position_mode
-        )
+        config = infer_config(tensors, quick_gelu, heads)
+        return cls(build_model(config, tensors, "The state dict"), name, pretrained, position_mode=position_mode)
 
     @property
     def identity(self) -> BackboneIdentity:
@@ -227,7 +174,7 @@ class ClipBackbone(nn.Module):
     @property
     def default_size(self) -> int:
         """Side in pixels that images are resized to unless told otherwise: native, but larger for the built-in model."""
-        return loading.BUILTIN_SIZE if self.name == loading.BUILTIN else self.image_size
+        return loading.BUILTIN_SIZE if self.name == BUILTIN else self.image_size
 
     @property
     def logit_scale(self) -> float:
@@ -400,30 +347,3 @@ class ClipBackbone(nn.Module):
             msg = f"{len(deep_prompts)} deep prompts do not fit a text tower of {self.text_layers} blocks."
             raise ArgumentError(msg)
         return forward_text_tower(self.clip, embeddings, end_positions, deep_prompts)
-
-
-def _fingerprint(model: nn.Module, samples: int = 1024) -> str:
-    """Hash names, shapes and evenly spread values of all parameters: tells weights apart in milliseconds."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        flat = value.detach().reshape(-1)
-        step = max(1, flat.numel() // samples)
-        digest.update(f"{key}|{tuple(value.shape)}|".encode())
-        digest.update(flat[::step].float().cpu().numpy().astype("<f4").tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _warn_of_fallback(name: str, pretrained: str) -> None:
-    logger.warning(
-        "\n%s\n"
-        "The published CLIP weights %r of %r are neither in the cache nor downloadable: this machine seems offline.\n"
-        "The tiny BUILT-IN backbone takes their place. It is made for demos and tests; expect much weaker results.\n"
-        "For the real one: connect this machine once, or copy the weight file here and pass\n"
-        "    --model.backbone %s --model.pretrained <path of the weight file>\n"
-        "To choose the built-in one without this warning: --model.backbone builtin\n%s",
-        "=" * 100,
-        pretrained,
-        name,
-        name,
-        "=" * 100,
-    )

@@ -1,41 +1,64 @@
-"""Where CLIP weights come from: names and tags of open_clip, local files, the built-in model. Never pickled code."""
+"""From a user's words to a model: names and tags of open_clip, local files, the built-in model. Never pickled code."""
 
 from __future__ import annotations
 
-import difflib
+import json
 import logging
-import threading
-import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import open_clip
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from anomalib_zsclip.archives import check_archive, reading
 from anomalib_zsclip.errors import BackboneError
 
-from .torchscript import read_torchscript
+from .architectures import AUTO, BUILTIN, build_model, model_config
+from .published import (
+    OPENAI_MEAN,
+    OPENAI_STD,
+    QUICK_GELU,
+    is_available,
+    resolve_pretrained,
+    settings_of,
+    settings_of_file,
+)
+from .weight_files import read_weights
 
 logger = logging.getLogger(__name__)
 
-BUILTIN = "builtin"
-AUTO = "auto"
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 BUILTIN_SIZE = 192
 """Default side of images for the built-in model, in pixels: half as large again as its native side, on which its patches
 are too coarse for small defects. Its training ended with pictures of 96 to 192 px."""
 
-LARGEST_WEIGHT = 1e6
-"""No CLIP has larger weights; those of published ones stay below 100."""
 
-PROBE_SECONDS = 4.0
-"""How long ``auto`` waits for an answer before it takes the machine to be offline."""
+class LoadedClip(NamedTuple):
+    """An open_clip model and what has to be known of it.
 
-Config = dict[str, Any]
+    Attributes:
+        model: The model, frozen.
+        name: Architecture.
+        pretrained: Tag or file of its weights.
+        mean: Channel means of its images.
+        std: Channel standard deviations of its images.
+    """
+
+    model: nn.Module
+    name: str
+    pretrained: str
+    mean: tuple[float, ...] = OPENAI_MEAN
+    std: tuple[float, ...] = OPENAI_STD
+
+
+def load_clip(name: str, pretrained: str | None, auto: tuple[str, str]) -> LoadedClip:
+    """Load a CLIP; arguments and errors as :meth:`ClipBackbone.load`."""
+    if name == AUTO:
+        if pretrained is not None:
+            msg = "backbone='auto' chooses its own weights: give pretrained= together with an architecture's name."
+            raise BackboneError(msg)
+        return _load_auto(*auto)
+    if name == BUILTIN:
+        return _load_builtin(pretrained)
+    return _load_named(name, pretrained)
 
 
 def shipped_head(file: str) -> Path | None:
@@ -44,290 +67,51 @@ def shipped_head(file: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def supported_names() -> list[str]:
-    """Names of open_clip whose image tower is a plain ViT and whose text tower is CLIP's own."""
-    return [name for name in open_clip.list_models() if _unsupported_part(open_clip.get_model_config(name)) is None]
-
-
-def model_config(name: str) -> Config:
-    """open_clip's configuration of a supported architecture.
-
-    Raises:
-        BackboneError: If the name is unknown (near matches are listed) or its towers are not supported.
-    """
-    config = open_clip.get_model_config(name)
-    if config is None:
-        near = difflib.get_close_matches(name, [BUILTIN, AUTO, *supported_names()], n=5, cutoff=0.4)
-        msg = (
-            f"backbone={name!r} is no architecture of open_clip. "
-            f"Near matches: {', '.join(near) or 'none'}. Also: 'builtin' and 'auto'."
-        )
-        raise BackboneError(msg)
-    part = _unsupported_part(config)
-    if part is not None:
-        msg = (
-            f"backbone={name!r} is not supported: {part}. The detectors read the tokens of a plain ViT. "
-            f"Supported names: {', '.join(supported_names())}."
-        )
-        raise BackboneError(msg)
-    return config
-
-
-def _unsupported_part(config: Config) -> str | None:
-    """Say which part of an open_clip configuration is not a plain CLIP with a ViT; ``None`` if all are."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    if vision.get("timm_model_name"):
-        return f"its image tower is timm's {vision['timm_model_name']}"
-    if isinstance(vision.get("layers"), (list, tuple)):
-        return "its image tower is a ResNet"
-    if config.get("multimodal_cfg") or vision.get("attentional_pool"):
-        return "its image embedding comes from an attentional pool (CoCa)"
-    if vision.get("pool_type", "tok") != "tok" or vision.get("ls_init_value") or vision.get("final_ln_after_pool"):
-        return "its image tower pools or scales in another way than CLIP"
-    if not isinstance(vision.get("image_size"), int) or not isinstance(vision.get("patch_size"), int):
-        return "its native image size or patch is not square"
-    if text.get("hf_model_name") or text.get("hf_tokenizer_name"):
-        return "its text tower or tokenizer is one of Hugging Face"
-    plain = {"pool_type": "argmax", "embed_cls": False, "no_causal_mask": False, "vocab_size": 49408}
-    if any(text.get(key, value) != value for key, value in plain.items()) or text.get("tokenizer_kwargs"):
-        return "its text tower is not CLIP's causal one"
-    return None
-
-
-def resolve_pretrained(name: str, pretrained: str | None) -> Path:
-    """Find, and if need be download, the weights of an open_clip name.
-
-    Args:
-        name: Architecture, as in ``open_clip.list_models()``.
-        pretrained: A tag of open_clip for it, or the path of a local weight file.
-
-    Returns:
-        Path of the weight file.
-
-    Raises:
-        BackboneError: If the tag is unknown, the file is missing, or the download fails.
-    """
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained is None:
-        msg = f"backbone={name!r} needs pretrained=<tag or path of a weight file>. Tags: {', '.join(tags) or 'none'}."
-        raise BackboneError(msg)
-    path = Path(pretrained).expanduser()
-    if path.is_file():
-        return path
-    if pretrained in tags or pretrained.lower() in tags:
-        try:
-            return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained)))
-        except Exception as error:
-            msg = (
-                f"The weights {pretrained!r} of {name!r} are neither in the cache nor could they be downloaded "
-                f"({type(error).__name__}: {error}). Connect this machine once, or copy the file here and give "
-                "its path as pretrained=, or use backbone='builtin'."
-            )
-            raise BackboneError(msg) from error
-    if path.suffix or len(path.parts) > 1:
-        msg = f"pretrained={pretrained!r}: there is no such file."
+def _load_auto(name: str, tag: str) -> LoadedClip:
+    if not is_available(name, tag):
+        reason = "they are neither in the cache nor downloadable: this machine seems offline"
     else:
-        near = difflib.get_close_matches(pretrained, tags, n=3, cutoff=0.3)
-        msg = (
-            f"pretrained={pretrained!r} is neither a file nor a tag of {name!r}. "
-            f"Tags: {', '.join(tags) or 'none'}. Near matches: {', '.join(near) or 'none'}."
-        )
-    raise BackboneError(msg)
-
-
-def uses_quick_gelu(name: str, pretrained: str) -> bool:
-    """Whether these weights were trained with QuickGELU: a property of OpenAI's weights, and of some tags."""
-    if pretrained.lower() == "openai":
-        return True
-    if pretrained in open_clip.list_pretrained_tags_by_model(name):
-        return bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
-    return False
-
-
-def is_available(name: str, pretrained: str) -> bool:
-    """Whether published weights are in the cache or their server answers, decided within a few seconds."""
-    if Path(pretrained).expanduser().is_file():
-        return True
-    config = open_clip.get_pretrained_cfg(name, pretrained)
-    if not config:
-        return False
-    return _is_cached(config) or _server_answers(config)
-
-
-def _is_cached(config: Mapping[str, Any]) -> bool:
-    url = config.get("url") or ""
-    if url and (Path("~/.cache/clip").expanduser() / url.rsplit("/", 1)[-1]).is_file():
-        return True
-    repository = (config.get("hf_hub") or "").strip("/")
-    if not repository:
-        return False
-    from huggingface_hub import try_to_load_from_cache
-
-    files = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-    return any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
-
-
-def _server_answers(config: Mapping[str, Any]) -> bool:
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    url = config.get("url") or f"{constants.ENDPOINT}/{(config.get('hf_hub') or '').strip('/')}"
-    request = urllib.request.Request(url, method="HEAD")  # noqa: S310
-    answers: list[bool] = []
-
-    def probe() -> None:
         try:
-            with urllib.request.urlopen(request, timeout=PROBE_SECONDS):  # noqa: S310 - open_clip's own address
-                answers.append(True)
-        except OSError:
-            answers.append(False)
+            return _load_named(name, tag)
+        except BackboneError as error:  # the server answered, and then the download failed or brought something else
+            reason = str(error)
+    logger.warning(
+        "\n%s\n"
+        "The published CLIP weights %r of %r cannot be used: %s\n"
+        "The tiny BUILT-IN backbone takes their place. It is made for demos and tests; expect much weaker results.\n"
+        "For the real one: connect this machine once, or copy the weight file here and pass\n"
+        "    --model.backbone %s --model.pretrained <path of the weight file>\n"
+        "To choose the built-in one without this warning: --model.backbone builtin\n%s",
+        *("=" * 100, tag, name, reason, name, "=" * 100),
+    )
+    return _load_builtin(None)
 
-    # A thread, because a name server that does not answer ignores the time-out of the request.
-    thread = threading.Thread(target=probe, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return bool(answers and answers[0])
 
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a weight file without executing anything in it.
-
-    Understands ``.safetensors``, ``.pt`` / ``.pth`` / ``.bin`` (tensors only; pickled classes are refused) and OpenAI's
-    TorchScript archives, whose weights alone are taken.
-
-    Returns:
-        Parameters in float32 by their OpenAI-style keys.
-
-    Raises:
-        BackboneError: If the file is damaged, holds pickled code, or holds no state dict.
-    """
-    with reading(f"The weight file {path}", BackboneError, "Save the plain state dict, best as .safetensors."):
-        raw = load_file(path) if path.suffix == ".safetensors" else _read_torch_file(path)
-    for wrapper in ("state_dict", "model"):
-        if isinstance(raw, Mapping) and isinstance(raw.get(wrapper), Mapping):
-            raw = raw[wrapper]
-    tensors = {
-        str(key).removeprefix("module."): value.detach().float()
-        for key, value in (raw.items() if isinstance(raw, Mapping) else ())
-        if isinstance(value, Tensor)
-    }
-    if not tensors:
-        msg = f"The weight file {path} holds no state dict of tensors."
+def _load_builtin(pretrained: str | None) -> LoadedClip:
+    path = Path(pretrained).expanduser() if pretrained else BUILTIN_FOLDER / "model.safetensors"
+    if not path.is_file():
+        msg = f"The weights of the built-in backbone are not at {path}: reinstall the package."
         raise BackboneError(msg)
-    return tensors
+    config = json.loads((BUILTIN_FOLDER / "config.json").read_text())
+    model = build_model(config, read_weights(path).tensors, f"The weight file {path}")
+    return LoadedClip(model, BUILTIN, pretrained or BUILTIN)
 
 
-def _read_torch_file(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
-    check_archive(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except RuntimeError as error:
-        if "TorchScript" not in str(error):
-            raise
-    return read_torchscript(path)
+def _load_named(name: str, pretrained: str | None) -> LoadedClip:
+    import open_clip
 
-
-def infer_config(
-    state_dict: Mapping[str, Tensor], quick_gelu: bool = False, heads: int | tuple[int, int] | None = None
-) -> Config:
-    """Read the architecture off the shapes of an OpenAI-style state dict.
-
-    Args:
-        state_dict: Parameters with OpenAI's names (``visual.conv1.weight``, ``transformer.resblocks.0...``).
-        quick_gelu: Whether the MLPs use QuickGELU.
-        heads: Attention heads of the image tower, or of (image tower, text tower). Default: ``width // 64``.
-
-    Returns:
-        A configuration as open_clip keeps them.
-
-    Raises:
-        BackboneError: If a key is missing.
-    """
-    try:
-        width, _, patch, _ = state_dict["visual.conv1.weight"].shape
-        side = int((len(state_dict["visual.positional_embedding"]) - 1) ** 0.5)
-        embed_dim = state_dict["visual.proj"].shape[1]
-        context_length, text_width = state_dict["positional_embedding"].shape
-        vocab_size = len(state_dict["token_embedding.weight"])
-        mlp_width = len(state_dict["visual.transformer.resblocks.0.mlp.c_fc.weight"])
-        text_mlp_width = len(state_dict["transformer.resblocks.0.mlp.c_fc.weight"])
-    except KeyError as error:
-        msg = f"These are not the weights of a CLIP with a ViT in OpenAI's layout: the key {error} is missing."
-        raise BackboneError(msg) from error
-    image_heads, text_heads = heads if isinstance(heads, tuple) else (heads, None)
-    image_heads, text_heads = image_heads or max(1, width // 64), text_heads or max(1, text_width // 64)
-    for name, size, count in (("image", width, image_heads), ("text", text_width, text_heads)):
-        if size % count:
-            msg = f"heads={count} does not divide the width {size} of the {name} tower."
-            raise BackboneError(msg)
-    return {
-        "embed_dim": embed_dim,
-        "quick_gelu": quick_gelu,
-        "vision_cfg": {
-            "image_size": side * patch,
-            "layers": _count_blocks(state_dict, "visual.transformer"),
-            "width": width,
-            "head_width": width // image_heads,
-            "patch_size": patch,
-            "mlp_ratio": mlp_width / width,
-        },
-        "text_cfg": {
-            "context_length": context_length,
-            "vocab_size": vocab_size,
-            "width": text_width,
-            "heads": text_heads,
-            "layers": _count_blocks(state_dict, "transformer"),
-            "mlp_ratio": text_mlp_width / text_width,
-        },
-    }
-
-
-def _count_blocks(state_dict: Mapping[str, Tensor], prefix: str) -> int:
-    start = f"{prefix}.resblocks."
-    return 1 + max(int(key[len(start) :].split(".", 1)[0]) for key in state_dict if key.startswith(start))
-
-
-def build_model(config: Config, state_dict: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Make open_clip's model of ``config`` with these parameters, frozen and in ``eval`` mode.
-
-    Args:
-        config: Architecture, as open_clip keeps them.
-        state_dict: Parameters in float32.
-        source: Where they come from, for error messages.
-
-    Raises:
-        BackboneError: If keys or shapes differ from the architecture's, or a value is not finite.
-    """
-    config = {key: value for key, value in config.items() if key != "custom_text"}
-    # Parameters come from the file: on the meta device no time is lost with random ones (seconds for a ViT-L).
-    with torch.device("meta"):
-        model = open_clip.model.CLIP(**config)
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    given = {_without_text_prefix(key): value for key, value in state_dict.items()}
-    missing = sorted(wanted.keys() - given.keys())
-    if missing:
-        msg = f"{source} lacks {len(missing)} parameters of the architecture, the first is {missing[0]!r}."
-        raise BackboneError(msg)
-    extra = sorted(key for key in given.keys() - wanted.keys() if "resblocks" in key)
-    if extra:
-        msg = f"{source} is of another architecture: it has {len(extra)} parameters too many, such as {extra[0]!r}."
-        raise BackboneError(msg)
-    for key, shape in wanted.items():
-        if tuple(given[key].shape) != shape:
-            msg = f"{source} is of another architecture: {key} is {tuple(given[key].shape)} instead of {shape}."
-            raise BackboneError(msg)
-        # A flipped bit can make a value finite and still so large that every score becomes NaN.
-        if not (given[key].abs() <= LARGEST_WEIGHT).all():
-            msg = f"{source} is damaged: {key} has values that are not finite or beyond {LARGEST_WEIGHT:g}."
-            raise BackboneError(msg)
-    model.load_state_dict({key: given[key] for key in wanted}, assign=True)
-    # The only buffer outside the state dict: open_clip's own encode_text needs it.
-    length = model.context_length
-    model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)
-    return model.eval().requires_grad_(requires_grad=False)
-
-
-def _without_text_prefix(key: str) -> str:
-    """Bring open_clip's ``CustomTextCLIP`` layout (``text.transformer...``) to the plain one."""
-    return key.removeprefix("text.")
+    # open_clip has some of the names that end so; for the others it is the plain architecture with another activation.
+    own_name = name if open_clip.get_model_config(name) else name.removesuffix(QUICK_GELU)
+    config = dict(model_config(own_name))
+    path = resolve_pretrained(name, pretrained)
+    weights = read_weights(path)
+    tag = str(pretrained)
+    if Path(tag).expanduser().is_file():
+        settings, advice = settings_of_file(name, weights.is_openai)
+        if advice:
+            logger.warning("%s: %s", tag, advice)
+    else:
+        settings = settings_of(name, tag)
+    config["quick_gelu"] = settings.quick_gelu or bool(config.get("quick_gelu")) or name.endswith(QUICK_GELU)
+    model = build_model(config, weights.tensors, f"The weight file {path}")
+    return LoadedClip(model, name, tag, settings.mean, settings.std)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 
 from anomalib_zsclip.clip import BlockRange, ClipBackbone, FeatureRequest, ImageFeatures, loading
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
-from anomalib_zsclip.losses import dice_loss, focal_loss
-from anomalib_zsclip.maps import enlarge, enlarge_and_smooth, tokens_to_grid
 from anomalib_zsclip.prompts.learned import OFFICIAL, PromptLearner, load_prompts
 
-from .base import IMAGE_SCORES, HeadOutput, LearnableHead, check_smoothing, combine_image_score
+from .base import HeadOutput, LearnableHead
+from .options import HeadOptions, Recipe, combine_image_score, naming_fields
+from .two_sentences import class_probabilities, image_loss, map_losses, summed_map
 
 BUILTIN_PROMPTS = loading.BUILTIN_FOLDER / "anomaly_clip_prompts.safetensors"
 """Prompts that this package ships for the built-in backbone."""
@@ -26,7 +28,53 @@ LEARNING_RATE = 1e-3
 ADAM_BETAS = (0.5, 0.999)
 
 
-class AnomalyClipHead(LearnableHead):
+@dataclass(frozen=True)
+class AnomalyClipOptions(HeadOptions):
+    """Arguments of the head of AnomalyCLIP.
+
+    Args:
+        sigma: Gaussian smoothing of the map in pixels; default: 4 at 518 px, in proportion to the image size.
+        image_score: Image score: "text" for the image embedding's probability of the damaged sentence (the paper),
+            "map_max" for the maximum of the map, "mean" for the mean of both.
+        n_ctx: Learned tokens of each sentence.
+        depth: Blocks of the text tower that see learned tokens; all of them where it has fewer.
+        t_n_ctx: Learned tokens before each of the blocks behind the first.
+        layers: Blocks of the image tower whose patches are compared, counted from 1, in any order; default: the last one
+            alone, which gives the published numbers.
+        value_value_blocks: Number of blocks, from the last one backwards, whose value-value attention makes up the
+            refined stream; default: 19 of 24 as published (DPAM_layer=20 there), and the same share of other depths. 0
+            compares ordinary tokens.
+        temperature: Temperature of the softmax over the two sentences.
+        round_prompts: Round the deep prompts to float16 as the published program does; default: where published prompts
+            are used as they are, so not in learning.
+    """
+
+    PAPER_SIZE: ClassVar[int] = 518
+
+    n_ctx: int = 12
+    depth: int = 9
+    t_n_ctx: int = 4
+    layers: Sequence[int] | None = None
+    value_value_blocks: int | None = None
+    temperature: float = 0.07
+    round_prompts: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        super().__post_init__()
+        for name in ("n_ctx", "depth", "t_n_ctx"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{name}={value} must be at least 1.")
+        dual = self.value_value_blocks
+        _require(dual is None or dual >= 0, f"value_value_blocks={dual} must not be negative.")
+        # Below, cosines over the temperature leave float32's range and the softmax becomes NaN.
+        usable = 1e-6 <= self.temperature < float("inf")
+        _require(usable, f"temperature={self.temperature} must be finite and at least 1e-6.")
+        named = self.layers is None or len(self.layers) > 0
+        _require(named, "layers=[] must name at least one block, or be None for the last.")
+
+
+class AnomalyClipHead(DynamicBufferMixin, LearnableHead):
     """Compares image and patches with two learned sentences, one of a flawless and one of a damaged object.
 
     The learned prompts are parameters; what inference needs of them is compiled into two vectors, ``text_features``.
@@ -36,72 +84,45 @@ class AnomalyClipHead(LearnableHead):
         prompts: File with learned prompts, see :func:`~anomalib_zsclip.prompts.learned.load_prompts`. Default: the
             shipped ones where the backbone is the built-in one. With ``learn`` they are where learning starts from.
         learn: The prompts will be learned, so that :meth:`setup` may start from random ones.
-        n_ctx: Learned tokens of each sentence.
-        depth: Blocks of the text tower that see learned tokens; all of them where it has fewer.
-        t_n_ctx: Learned tokens before each of the blocks behind the first.
-        layers: Blocks of the image tower whose patches are compared, counted from 1, in any order. Default: the last
-            one alone, which gives the published numbers.
-        value_value_blocks: Number of blocks, from the last one backwards, whose value-value attention makes up the
-            refined stream. Default: 19 of 24 as published (``DPAM_layer=20`` there), and the same share of other
-            depths; all blocks where it is larger. ``0`` compares ordinary tokens.
-        temperature: Temperature of the softmax over the two sentences.
-        sigma: Standard deviation of the Gaussian filter of the maps, in pixels.
-        image_score: ``"text"`` for the image embedding's probability of the anomalous sentence (the paper),
-            ``"map_max"`` for the maximum of the map, ``"mean"`` for the mean of both.
-        round_prompts: Round the deep prompts to float16 as the published program does, see :class:`PromptLearner`.
-            Default: where published prompts are used as they are, so not with ``learn``.
+        **options: Fields of :class:`AnomalyClipOptions`.
 
     Raises:
         ArgumentError: If an argument has a value that cannot work.
     """
 
+    options: AnomalyClipOptions
     prompts: PromptLearner
     text_features: Tensor
-    is_ready: Tensor
 
-    def __init__(
-        self,
-        prompts: str | Path | None = None,
-        *,
-        learn: bool = False,
-        n_ctx: int = 12,
-        depth: int = 9,
-        t_n_ctx: int = 4,
-        layers: Sequence[int] | None = None,
-        value_value_blocks: int | None = None,
-        temperature: float = 0.07,
-        sigma: float = 4.0,
-        image_score: str = "text",
-        round_prompts: bool | None = None,
-    ) -> None:
+    def __init__(self, prompts: str | Path | None = None, *, learn: bool = False, **options: Any) -> None:  # noqa: ANN401
         super().__init__()
-        for name, value in (("n_ctx", n_ctx), ("depth", depth), ("t_n_ctx", t_n_ctx)):
-            _require(value >= 1, f"{name}={value} must be at least 1.")
-        _require(value_value_blocks is None or value_value_blocks >= 0, f"{value_value_blocks=} must not be negative.")
-        # Below, cosines over the temperature leave float32's range and the softmax becomes NaN.
-        _require(1e-6 <= temperature < float("inf"), f"temperature={temperature} must be finite and at least 1e-6.")
-        check_smoothing(sigma)
-        _require(image_score in IMAGE_SCORES, f"image_score={image_score!r} must be one of {', '.join(IMAGE_SCORES)}.")
-        _require(layers is None or len(layers) > 0, "layers=[] must name at least one block, or be None for the last.")
+        with naming_fields(AnomalyClipOptions):
+            self.options = AnomalyClipOptions(**options)
         self.prompts_file = prompts
         self.learn = learn
-        self.n_ctx = n_ctx
-        self.depth = depth
-        self.t_n_ctx = t_n_ctx
-        self.layers = layers
-        self.value_value_blocks = value_value_blocks
-        self.temperature = temperature
-        self.sigma = sigma
-        self.image_score = image_score
-        self.round_prompts = round_prompts
         self.register_module("prompts", None)
         self.register_buffer("text_features", torch.empty(0))  # [2, E] once compiled, of unit length
-        self.register_buffer("is_ready", torch.tensor(data=False))
+
+    def recipe(self, class_name: str) -> Recipe:
+        """How the prompts are encoded; the prompts themselves are learned. See :class:`Head`."""
+        del class_name  # The prompts are object-agnostic.
+        return {"round_prompts": self.options.round_prompts} | self.learned_recipe()
+
+    def learned_recipe(self) -> Recipe:
+        """Lengths of the prompts; see :class:`LearnableHead`."""
+        return {name: getattr(self.options, name) for name in ("n_ctx", "depth", "t_n_ctx")}
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """The prompts; see :class:`LearnableHead`."""
+        prompts = self.prompts
+        if prompts is None and self.prompts_file is not None:
+            prompts = load_prompts(self.prompts_file)
+        return {} if prompts is None else {f"prompts.{key}": value for key, value in prompts.state_dict().items()}
 
     @property
     def is_learned(self) -> bool:
         """Whether the head has compiled prompts: learned, read from a file, or from a state dict."""
-        return bool(self.is_ready)
+        return self.text_features.numel() > 0
 
     def blocks(self, backbone: ClipBackbone) -> list[int]:
         """Blocks whose patches are compared, ascending.
@@ -109,18 +130,19 @@ class AnomalyClipHead(LearnableHead):
         Raises:
             ArgumentError: If one is outside the image tower.
         """
-        blocks = sorted(set(self.layers or [backbone.layers]))
+        layers = list(self.options.layers or [])
+        blocks = sorted(set(layers or [backbone.layers]))
         outside = [block for block in blocks if not 1 <= block <= backbone.layers]
         _require(
             not outside,
-            f"layers={list(self.layers or [])}: {outside} is outside the image tower of {backbone.name!r}, "
+            f"layers={layers}: {outside} is outside the image tower of {backbone.name!r}, "
             f"which has blocks 1 to {backbone.layers}.",
         )
         return blocks
 
     def first_dual_block(self, backbone: ClipBackbone) -> int:
         """First block of the refined stream, counted from 1; one behind the last block where there is none."""
-        dual = self.value_value_blocks
+        dual = self.options.value_value_blocks
         dual = round(19 / 24 * backbone.layers) if dual is None else min(dual, backbone.layers)
         return backbone.layers - dual + 1
 
@@ -144,19 +166,20 @@ class AnomalyClipHead(LearnableHead):
         """
         del class_name  # The prompts are object-agnostic.
         self.blocks(backbone)
-        if self.is_ready:
-            if self.prompts is not None:
-                self._check_dimensions(self.prompts, backbone, "The checkpoint")
-            return
-        if self.prompts is None:
+        if self.prompts is not None:
+            self._check_dimensions(self.prompts, backbone, "The checkpoint")
+        else:
             self.prompts = self._initial_prompts(backbone).to(next(backbone.parameters()).device)
-        if self.prompts_file is not None or not self.learn:
-            self.finish_learning(backbone)
+            self.prompts.requires_grad_(requires_grad=False)  # until somebody asks for the optimiser
+            if self.learn and self.prompts_file is None:
+                return
+        self.finish_learning(backbone)
 
     def _initial_prompts(self, backbone: ClipBackbone) -> PromptLearner:
         wanted = self._wanted_dimensions(backbone)
         free = backbone.tokenize(["object"]).shape[1] - 5  # start, "damaged", "object", ".", end
-        _require(self.n_ctx <= free, f"n_ctx={self.n_ctx} is too long for the text tower: at most {free} tokens fit.")
+        n_ctx = self.options.n_ctx
+        _require(n_ctx <= free, f"n_ctx={n_ctx} is too long for the text tower: at most {free} tokens fit.")
         path = self.prompts_file
         origin = {"backbone": backbone.name, "fingerprint": backbone.fingerprint}
         if path is None and self.learn:
@@ -177,7 +200,7 @@ class AnomalyClipHead(LearnableHead):
         prompts = load_prompts(path)
         self._check_dimensions(prompts, backbone, f"The file {path}")
         theirs = prompts.info.get("fingerprint", backbone.fingerprint)
-        if theirs != backbone.fingerprint:
+        if not backbone.identity.matches(theirs):
             msg = (
                 f"The prompts in {path} were learned with the backbone {prompts.info.get('backbone', '?')!r} "
                 f"(fingerprint {theirs}); this one is {backbone.name!r} (fingerprint {backbone.fingerprint})."
@@ -189,9 +212,9 @@ class AnomalyClipHead(LearnableHead):
 
     def _wanted_dimensions(self, backbone: ClipBackbone) -> dict[str, int]:
         return {
-            "n_ctx": self.n_ctx,
-            "depth": min(self.depth, backbone.text_layers),
-            "t_n_ctx": self.t_n_ctx,
+            "n_ctx": self.options.n_ctx,
+            "depth": min(self.options.depth, backbone.text_layers),
+            "t_n_ctx": self.options.t_n_ctx,
             "text_width": backbone.text_width,
         }
 
@@ -200,14 +223,14 @@ class AnomalyClipHead(LearnableHead):
         if differences:
             msg = (
                 f"{source} has prompts with {differences}. The text tower of {backbone.name!r} has "
-                f"{backbone.text_layers} blocks of width {backbone.text_width}; the arguments are n_ctx={self.n_ctx}, "
-                f"depth={self.depth}, t_n_ctx={self.t_n_ctx}."
+                f"{backbone.text_layers} blocks of width {backbone.text_width}; the arguments are "
+                f"{', '.join(f'{name}={value}' for name, value in self.learned_recipe().items())}."
             )
             raise CheckpointError(msg)
 
     def encode_text(self, backbone: ClipBackbone) -> Tensor:
         """Embeddings of both sentences, of unit length, normal before anomalous, ``[2, E]``; with gradient."""
-        rounded = self.round_prompts
+        rounded = self.options.round_prompts
         if rounded is None:
             rounded = self.prompts.info.get("layout") == OFFICIAL
         return F.normalize(self.prompts(backbone, round_prompts=rounded), dim=-1)
@@ -234,17 +257,15 @@ class AnomalyClipHead(LearnableHead):
         Raises:
             ArgumentError: If the head has no compiled prompts yet.
         """
-        _require(
-            self.text_features.numel() > 0, "AnomalyCLIP has no learned prompts yet: set it up, learn, or load them."
-        )
+        _require(self.is_learned, "AnomalyCLIP has no learned prompts yet: set it up, learn, or load them.")
         embedding = self.image_embedding(features, backbone)
         patches = self.patch_features(features, backbone)[:, :, 1:]
-        probabilities = class_probabilities(patches, self.text_features, self.temperature)  # [layers, B, L, 2]
-        anomaly_map = summed_map(probabilities, features.grid, size, self.sigma) / len(probabilities)
+        probabilities = class_probabilities(patches, self.text_features, self.options.temperature)  # [layers, B, L, 2]
+        anomaly_map = summed_map(probabilities, features.grid, size, self.options.sigma_for(size)) / len(probabilities)
         # Rounding can leave [0, 1] by an ulp.
         anomaly_map = anomaly_map.clamp(0, 1)
-        score = class_probabilities(embedding, self.text_features, self.temperature)[..., 1]
-        return HeadOutput(combine_image_score(self.image_score, score, anomaly_map), anomaly_map)
+        score = class_probabilities(embedding, self.text_features, self.options.temperature)[..., 1]
+        return HeadOutput(combine_image_score(self.options.image_score, score, anomaly_map), anomaly_map)
 
     @torch.no_grad()
     def learning_inputs(
@@ -268,16 +289,17 @@ class AnomalyClipHead(LearnableHead):
             summed over the layers.
         """
         text_features = self.encode_text(backbone)
-        image = image_loss(inputs["image_embedding"], text_features, labels, self.temperature)
+        image = image_loss(inputs["image_embedding"], text_features, labels, self.options.temperature)
         if masks is None:
             return {"loss": image, "image": image.detach()}
-        terms = map_losses(inputs["patch_features"], text_features, masks, self.temperature)
+        terms = map_losses(inputs["patch_features"], text_features, masks, self.options.temperature)
         sums = {name: values.sum() for name, values in terms.items()}
         loss = MAP_LOSS_WEIGHT * torch.stack(list(sums.values())).sum() + image
         return {"loss": loss, "image": image.detach()} | {name: value.detach() for name, value in sums.items()}
 
     def configure_optimizer(self) -> torch.optim.Optimizer:
         """Adam with learning rate 1e-3 and betas (0.5, 0.999) over the prompts, as published."""
+        self.prompts.requires_grad_(requires_grad=True)
         return torch.optim.Adam(self.prompts.parameters(), lr=LEARNING_RATE, betas=ADAM_BETAS)
 
     def finish_learning(self, backbone: ClipBackbone) -> None:
@@ -285,98 +307,22 @@ class AnomalyClipHead(LearnableHead):
         # Validation may run in inference mode, whose tensors could not be overwritten by a checkpoint later.
         with torch.inference_mode(mode=False), torch.no_grad():
             self.text_features = self.encode_text(backbone)
-            self.is_ready = torch.ones_like(self.is_ready)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Make room for what the state dict holds: the shapes are known only with a backbone, or from there."""
-        text_features = state_dict.get(f"{prefix}text_features")
-        if text_features is not None:
-            self.text_features = text_features.new_empty(text_features.shape, device=self.text_features.device)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
+        """Make prompts of the shapes that the state dict holds: they are known only with a backbone, or from there."""
         context, deep = (state_dict.get(f"{prefix}prompts.{name}") for name in ("ctx_pos", "deep_prompts"))
         if context is not None and deep is not None:
             (n_ctx, width), (number, t_n_ctx, _) = context.shape, deep.shape
             found = {"n_ctx": n_ctx, "depth": number + 1, "t_n_ctx": t_n_ctx, "text_width": width}
-            own = {"n_ctx": self.n_ctx, "t_n_ctx": self.t_n_ctx} if self.prompts is None else self.prompts.dimensions
-            differences = _differences(found, own)
+            own = {name: getattr(self.options, name) for name in ("n_ctx", "t_n_ctx")}
+            differences = _differences(found, own if self.prompts is None else self.prompts.dimensions)
             if differences:
                 msg = f"The checkpoint has prompts with {differences}: give the arguments that it was learned with."
                 raise CheckpointError(msg)
             if self.prompts is None:
                 self.prompts = PromptLearner(width, n_ctx, number + 1, t_n_ctx).to(self.text_features.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def class_probabilities(features: Tensor, text_features: Tensor, temperature: float) -> Tensor:
-    """Softmax of cosine similarity over temperature.
-
-    Args:
-        features: Embeddings of any length, ``[..., E]``.
-        text_features: Unit embeddings of the normal and the anomalous sentence, ``[2, E]``.
-        temperature: Divides the cosines.
-
-    Returns:
-        Probabilities of normal and anomalous, ``[..., 2]``.
-    """
-    cosines = F.normalize(features.float(), dim=-1) @ text_features.float().T
-    return (cosines / temperature).softmax(dim=-1)
-
-
-def summed_map(probabilities: Tensor, grid: tuple[int, int], size: tuple[int, int], sigma: float) -> Tensor:
-    """Anomaly map as published: ``(p_a + 1 - p_n) / 2``, enlarged, summed over the layers, smoothed.
-
-    All of these steps are linear, so they are exchanged for speed.
-
-    Args:
-        probabilities: Probabilities of normal and anomalous per patch, ``[layers, B, L, 2]``.
-        grid: Height and width of the patch grid.
-        size: Height and width of the map.
-        sigma: Standard deviation of the Gaussian filter in pixels; 0 for none.
-
-    Returns:
-        Map in [0, layers], ``[B, H, W]``.
-    """
-    normal, anomalous = probabilities.unbind(dim=-1)
-    scores = ((anomalous + 1 - normal) / 2).sum(dim=0)  # [B, L]
-    return enlarge_and_smooth(tokens_to_grid(scores, grid), size, sigma)
-
-
-def map_losses(patch_features: Tensor, text_features: Tensor, masks: Tensor, temperature: float) -> dict[str, Tensor]:
-    """Focal loss and dice losses of both channels, per layer (section 3.3).
-
-    Args:
-        patch_features: Patch features on their grid, ``[B, layers, h, w, E]``.
-        text_features: Unit embeddings of both sentences, ``[2, E]``.
-        masks: Ground truth in {0, 1}, ``[B, H, W]``.
-        temperature: Divides the cosines.
-
-    Returns:
-        ``focal``, ``dice_anomalous`` and ``dice_normal``, each ``[layers]``.
-    """
-    masks = masks.float()
-    probabilities = class_probabilities(patch_features, text_features, temperature)  # [B, layers, h, w, 2]
-    maps = enlarge(probabilities.movedim(-1, 2), (masks.shape[-2], masks.shape[-1]))  # [B, layers, 2, H, W]
-    layers = maps.unbind(dim=1)
-    return {
-        "focal": torch.stack([focal_loss(layer, masks) for layer in layers]),
-        "dice_anomalous": torch.stack([dice_loss(layer[:, 1], masks) for layer in layers]),
-        "dice_normal": torch.stack([dice_loss(layer[:, 0], 1 - masks) for layer in layers]),
-    }
-
-
-def image_loss(image_embedding: Tensor, text_features: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of the image embedding against the label, mean over the batch.
-
-    Args:
-        image_embedding: ``[B, E]``.
-        text_features: Unit embeddings of both sentences, ``[2, E]``.
-        labels: 1 for anomalous images, ``[B]``.
-        temperature: Divides the cosines.
-
-    Returns:
-        A scalar.
-    """
-    cosines = F.normalize(image_embedding.float(), dim=-1) @ text_features.T
-    return F.cross_entropy(cosines / temperature, labels.long())
+                self.prompts.requires_grad_(requires_grad=False)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _refined_tokens(features: ImageFeatures, first: int, block: int) -> Tensor:

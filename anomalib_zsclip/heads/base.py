@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
-from anomalib_zsclip.errors import ArgumentError
+
+from .options import HeadOptions, Recipe
 
 
 class HeadOutput(NamedTuple):
-    """A head's verdict, as probabilities.
+    """A head's prediction, as probabilities.
 
     Attributes:
         score: Image score in [0, 1], 0.5 being undecided. Shape ``[B]``.
@@ -25,45 +26,26 @@ class HeadOutput(NamedTuple):
     anomaly_map: Tensor
 
 
-IMAGE_SCORES = ("text", "map_max", "mean")
-LARGEST_SIGMA = 1000.0
-
-
-def check_smoothing(sigma: float) -> None:
-    """Raise ``ArgumentError`` if ``sigma`` is no width of a Gaussian in pixels; 0 is for no smoothing."""
-    if not 0 <= sigma <= LARGEST_SIGMA:
-        msg = f"sigma={sigma!r} must be a number of pixels from 0 (no smoothing) to {LARGEST_SIGMA:g}."
-        raise ArgumentError(msg)
-
-
-def combine_image_score(kind: str, score: Tensor, anomaly_map: Tensor) -> Tensor:
-    """Image score of a head.
-
-    Args:
-        kind: ``"text"``, the image embedding against the text side; ``"map_max"``, the maximum of the map; ``"mean"`` of
-            both.
-        score: Score of the image embedding, ``[B]``.
-        anomaly_map: Map, ``[B, H, W]``.
-
-    Raises:
-        ArgumentError: If ``kind`` is none of these.
-    """
-    if kind not in IMAGE_SCORES:
-        msg = f"image_score={kind!r} must be one of {', '.join(IMAGE_SCORES)}."
-        raise ArgumentError(msg)
-    if kind == "text":
-        return score
-    peak = anomaly_map.amax(dim=(-2, -1))
-    return peak if kind == "map_max" else (score + peak) / 2
-
-
 class Head(nn.Module, ABC):
     """Turns the features of one pass of the image tower into a score and a map.
 
-    Life of a head: it is made with its arguments; :meth:`setup` runs once with the backbone and compiles all text into
-    buffers; from then on :meth:`forward` needs no text tower. ``is_ready`` is kept in the state dict, so that a head
-    that comes from a checkpoint is not set up again.
+    Life of a head: it is made with its arguments; :meth:`setup` compiles all text into buffers; from then on
+    :meth:`forward` needs no text tower. :meth:`recipe` says what those buffers depend on. Whoever keeps the recipe beside
+    them knows whether they are still the right ones; the head itself does not.
+
+    Attributes:
+        options: Arguments of the head. Replace the object to change them; :meth:`recipe` then changes with it.
     """
+
+    options: HeadOptions
+
+    @abstractmethod
+    def recipe(self, class_name: str) -> Recipe:
+        """What the result of :meth:`setup` depends on, besides the backbone.
+
+        Args:
+            class_name: What the images show. Heads whose prompts do not name it leave it out.
+        """
 
     @abstractmethod
     def request(self, backbone: ClipBackbone) -> FeatureRequest:
@@ -71,7 +53,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def setup(self, backbone: ClipBackbone, class_name: str) -> None:
-        """Compile the text side into buffers.
+        """Compile the text side into buffers, whatever they held before.
 
         Args:
             backbone: The frozen CLIP.
@@ -101,6 +83,14 @@ class LearnableHead(Head):
     """
 
     needs_masks: bool = False
+
+    @abstractmethod
+    def learned_recipe(self) -> Recipe:
+        """Arguments that the learned parameters belong to, by their names: with others, those mean nothing."""
+
+    @abstractmethod
+    def learned_state(self) -> dict[str, Tensor]:
+        """Learned parameters that the head has, or would take from its file, by their names in the state dict."""
 
     @property
     @abstractmethod
@@ -137,7 +127,7 @@ class LearnableHead(Head):
 
     @abstractmethod
     def configure_optimizer(self) -> torch.optim.Optimizer:
-        """The paper's optimiser over the learned parameters."""
+        """The paper's optimiser over the learned parameters, which require a gradient from now on."""
 
     def finish_learning(self, backbone: ClipBackbone) -> None:
         """Compile what was learned into buffers; called before every validation and at the end of learning."""

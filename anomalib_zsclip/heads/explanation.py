@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from anomalib.models.components import DynamicBufferMixin
+from torch import Tensor
 
 from anomalib_zsclip.clip import BlockRange, ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.clip.text_cache import embed_texts
 from anomalib_zsclip.errors import ArgumentError
+
+from .options import Recipe
 
 DEFECT_WORDS = ("scratch", "crack", "hole", "stain", "dent", "contamination", "missing part", "wrong color", "bent part",
                 "cut", "thread", "misprint", "broken edge", "blowhole", "fray", "uneven surface")  # fmt: skip
@@ -18,7 +21,7 @@ TEMPLATES = ("a {}", "an object with a {}", "a surface with a {}", "a photo of a
              "a close-up photo of a {}", "a photo of a {} on the surface")  # fmt: skip
 
 
-class DefectNamer(nn.Module):
+class DefectNamer(DynamicBufferMixin):
     """Compares the tokens inside the most anomalous region, and the whole image, with defect words.
 
     The region is the share of the patches with the highest map values. What the words have in common is taken away before
@@ -56,11 +59,17 @@ class DefectNamer(nn.Module):
         layers = backbone.layers
         return (layers - max(1, layers // 4) + 1, layers)
 
-    def setup(self, backbone: ClipBackbone) -> None:
+    def recipe(self, class_name: str) -> Recipe:
+        """What the embedded words depend on; the category is not named."""
+        del class_name
+        return {"words": list(self.words), "templates": list(TEMPLATES)}
+
+    def setup(self, backbone: ClipBackbone, class_name: str = "") -> None:
         """Embed the words."""
+        del class_name
         sentences = [template.format(word) for word in self.words for template in TEMPLATES]
         embeddings = embed_texts(backbone, sentences).unflatten(0, (len(self.words), len(TEMPLATES)))
-        self.text_features.copy_(F.normalize(embeddings.mean(dim=1), dim=-1))
+        self.text_features = F.normalize(embeddings.mean(dim=1), dim=-1)
 
     @torch.no_grad()
     def forward(self, features: ImageFeatures, backbone: ClipBackbone, anomaly_map: Tensor) -> Tensor:

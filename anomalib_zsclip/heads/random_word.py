@@ -1,10 +1,15 @@
-"""The random-word detector (Tamura, BMVC 2023, arXiv 2308.11119)."""
+"""The random-word detector (Tamura, BMVC 2023, arXiv 2308.11119).
+
+Only the abstract and the introduction of the paper were at hand: what it says of random words and of a feed-forward network
+on text embeddings is followed; sizes, noise, training and localisation are ours.
+"""
 
 from __future__ import annotations
 
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,178 +19,190 @@ from torch import Tensor, nn
 from anomalib_zsclip.clip import BlockRange, ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.clip.text_cache import embed_texts
 from anomalib_zsclip.errors import ArgumentError
-from anomalib_zsclip.maps import enlarge_and_smooth, tokens_to_grid
 from anomalib_zsclip.prompts.random_words import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, random_word_prompts
 
-from .base import IMAGE_SCORES, Head, HeadOutput, check_smoothing, combine_image_score
+from .base import Head, HeadOutput
+from .maps import tokens_to_grid, upsample_and_smooth
+from .options import HeadOptions, Recipe, combine_image_score, naming_fields, plain
 
 logger = logging.getLogger(__name__)
 
 LOCALIZATIONS = ("value_value", "window")
 
 
-class RandomWordHead(Head):
-    """A feed-forward network that learned "damaged" from text alone, applied to image embeddings.
-
-    At set-up, prompts that say of random words that they are perfect or damaged are embedded, and a small network learns
-    to tell the two apart (section 3.2). Since the words are random, it can learn the state alone; no category name is
-    ever needed. It is then applied to the image embedding for the image score, and to local embeddings for the map
-    (section 3.3).
+@dataclass(frozen=True)
+class RandomWordOptions(HeadOptions):
+    """Arguments of the random-word head.
 
     Args:
-        prompts_per_class: Prompts of each class.
+        sigma: Gaussian smoothing of the map in pixels; default: 4 at 240 px, in proportion to the image size.
+        image_score: Image score: "text" from the image embedding, "map_max" the maximum of the map, "mean" of both.
+        prompts_per_class: Prompts of each class, normal and anomalous, that the network learns from.
         words: Fewest and most random words in a prompt.
         letters: Fewest and most letters of a random word.
-        normal_states: Phrases of the normal class, each with one ``{}``.
-        anomalous_states: Phrases of the anomalous class, each with one ``{}``.
-        templates: Sentences, each with one ``{}`` for the phrase.
+        normal_states: Phrases of the normal class, each with one {} for the random words.
+        anomalous_states: Phrases of the anomalous class, each with one {} for the random words.
+        templates: Sentences, each with one {} for the phrase.
         hidden: Width of the network's hidden layer.
         text_noise: Expected norm of the Gaussian noise on the unit text embeddings in training. Texts and images lie apart
             in the joint space; noise keeps the network from relying on what only texts have. On procedural images of
             held-out families with the built-in backbone, 1.0 gave an image AUROC 0.03 above no noise, and more changed
             nothing.
-        centering: ``"text"`` subtracts the mean of the prompts' embeddings from texts and images alike before
-            normalising them; ``"none"`` does not, and was better by 0.03 to 0.04 in the same measurement.
-        localization: Where local embeddings come from: ``"value_value"``, the value-value outputs of the last blocks of
-            the one pass; or ``"window"``, the tower run on small windows of patches, as in WinCLIP and in the paper,
-            which is many times slower.
-        blocks: First and last block of the value-value sum. Default: the last quarter of the tower.
-        scales: Sides of the windows in patches, for ``"window"``.
-        stride: Step between windows in patches. WinCLIP takes 1. With 2 a third of the windows covers every patch all
-            the same, in less than half the time; on real surface defects with the built-in backbone the pixel AUROC
-            was 0.003 lower.
+        centering: "text" subtracts the mean of the prompts' embeddings from texts and images alike before normalising
+            them; "none" does not, and was better by 0.03 to 0.04 in the same measurement.
+        localization: Where local embeddings come from: "value_value", the value-value outputs of the last blocks of the
+            one pass; or "window", the tower run on small windows of patches, as in WinCLIP, many times slower.
+        blocks: First and last block of the value-value sum; default: the last quarter of the tower.
+        scales: Sides of the windows in patches, for "window".
+        stride: Step between windows in patches. WinCLIP takes 1. With 2 a third of the windows covers every patch all the
+            same, in less than half the time; on real surface defects with the built-in backbone the pixel AUROC was
+            0.003 lower.
         window_chunk: Windows per pass of the tower, which bounds the memory.
-        sigma: Gaussian smoothing of the map in pixels.
-        image_score: ``"text"`` (image embedding), ``"map_max"`` (maximum of the map), or ``"mean"`` of both.
         seed: Seed of prompts, network and training.
-        text_cache: Keep the prompts' embeddings on disk.
+        text_cache: Keep the prompts' embeddings on disk, so that the next start takes seconds.
     """
 
+    prompts_per_class: int = 1000
+    words: tuple[int, int] = (1, 3)
+    letters: tuple[int, int] = (3, 8)
+    normal_states: Sequence[str] = NORMAL_STATES
+    anomalous_states: Sequence[str] = ANOMALOUS_STATES
+    templates: Sequence[str] = TEMPLATES
+    hidden: int = 256
+    text_noise: float = 1.0
+    centering: str = "none"
+    localization: str = "value_value"
+    blocks: tuple[int, int] | None = None
+    scales: Sequence[int] = (2, 3)
+    stride: int = 2
+    window_chunk: int = 256
+    seed: int = 0
+    text_cache: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        super().__post_init__()
+        if self.localization not in LOCALIZATIONS:
+            msg = f"localization={self.localization!r} must be one of {', '.join(LOCALIZATIONS)}."
+            raise ArgumentError(msg)
+        if self.centering not in ("none", "text"):
+            msg = f"centering={self.centering!r} must be 'none' or 'text'."
+            raise ArgumentError(msg)
+        if not 0 <= self.text_noise < float("inf"):
+            msg = f"text_noise={self.text_noise!r} must be 0 or a positive finite number."
+            raise ArgumentError(msg)
+        if not isinstance(self.seed, int):
+            msg = f"seed={self.seed!r} must be a whole number."
+            raise ArgumentError(msg)
+        if self.hidden < 1 or self.window_chunk < 1 or self.stride < 1:
+            sizes = f"hidden={self.hidden!r}, stride={self.stride!r} and window_chunk={self.window_chunk!r}"
+            msg = f"{sizes} must be at least 1."
+            raise ArgumentError(msg)
+        if not self.scales or any(not isinstance(scale, int) or scale < 1 for scale in self.scales):
+            msg = f"scales={self.scales!r} must be a list of at least one side of a window in patches."
+            raise ArgumentError(msg)
+
+    def prompts(self) -> tuple[list[str], list[str]]:
+        """Sentences of the normal and of the anomalous class."""
+        return random_word_prompts(
+            self.prompts_per_class,
+            words=self.words,
+            letters=self.letters,
+            normal_states=self.normal_states,
+            anomalous_states=self.anomalous_states,
+            templates=self.templates,
+            seed=self.seed,
+        )
+
+
+TEXT_FIELDS = ("prompts_per_class", "words", "letters", "normal_states", "anomalous_states", "templates", "hidden",
+               "text_noise", "centering", "seed")  # fmt: skip
+"""Options that shape the network; the others only read it."""
+
+
+class RandomWordHead(Head):
+    """A feed-forward network that learned "damaged" from text alone, applied to image embeddings.
+
+    At set-up, prompts that say of random words that they are perfect or damaged are embedded, and a small network learns
+    to tell the two apart. Since the words are random, it can learn the state alone; no category name is ever needed. It
+    is then applied to the image embedding for the image score, and to local embeddings for the map. The idea is the
+    paper's; sizes, noise, training and localisation are our choices, since only its abstract and introduction were at
+    hand.
+
+    Args:
+        embed_dim: Dimensions of the joint space.
+        **options: Fields of :class:`RandomWordOptions`.
+    """
+
+    options: RandomWordOptions
     network: nn.Sequential
     center: Tensor
-    is_ready: Tensor
 
-    def __init__(
-        self,
-        embed_dim: int,
-        prompts_per_class: int = 1000,
-        words: tuple[int, int] = (1, 3),
-        letters: tuple[int, int] = (3, 8),
-        normal_states: Sequence[str] = NORMAL_STATES,
-        anomalous_states: Sequence[str] = ANOMALOUS_STATES,
-        templates: Sequence[str] = TEMPLATES,
-        hidden: int = 256,
-        text_noise: float = 1.0,
-        centering: str = "none",
-        localization: str = "value_value",
-        blocks: BlockRange | None = None,
-        scales: Sequence[int] = (2, 3),
-        stride: int = 2,
-        window_chunk: int = 256,
-        sigma: float = 4.0,
-        image_score: str = "text",
-        seed: int = 0,
-        *,
-        text_cache: bool = True,
-    ) -> None:
+    def __init__(self, embed_dim: int, **options: Any) -> None:  # noqa: ANN401
         super().__init__()
-        if localization not in LOCALIZATIONS:
-            msg = f"localization={localization!r} must be one of {', '.join(LOCALIZATIONS)}."
-            raise ArgumentError(msg)
-        if centering not in ("none", "text"):
-            msg = f"centering={centering!r} must be 'none' or 'text'."
-            raise ArgumentError(msg)
-        check_smoothing(sigma)
-        if not 0 <= text_noise < float("inf"):
-            msg = f"text_noise={text_noise!r} must be 0 or a positive finite number."
-            raise ArgumentError(msg)
-        if not isinstance(seed, int):
-            msg = f"seed={seed!r} must be a whole number."
-            raise ArgumentError(msg)
-        if hidden < 1 or window_chunk < 1 or stride < 1:
-            msg = f"hidden={hidden!r}, stride={stride!r} and window_chunk={window_chunk!r} must be at least 1."
-            raise ArgumentError(msg)
-        if not scales or any(not isinstance(scale, int) or scale < 1 for scale in scales):
-            msg = f"scales={scales!r} must be a list of at least one side of a window in patches."
-            raise ArgumentError(msg)
-        if image_score not in IMAGE_SCORES:
-            msg = f"image_score={image_score!r} must be one of {', '.join(IMAGE_SCORES)}."
-            raise ArgumentError(msg)
-        self.recipe: dict[str, Any] = {
-            "count": prompts_per_class,
-            "words": tuple(words),
-            "letters": tuple(letters),
-            "normal_states": tuple(normal_states),
-            "anomalous_states": tuple(anomalous_states),
-            "templates": tuple(templates),
-            "seed": seed,
-        }
-        self.prompts = random_word_prompts(**self.recipe)
-        self.text_noise = text_noise
-        self.centering = centering
-        self.localization = localization
-        self.blocks = blocks
-        self.scales = tuple(scales)
-        self.stride = stride
-        self.window_chunk = window_chunk
-        self.sigma = sigma
-        self.image_score = image_score
-        self.text_cache = text_cache
-        self.seed = seed
-        self.network = nn.Sequential(nn.Linear(embed_dim, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        with naming_fields(RandomWordOptions):
+            self.options = RandomWordOptions(**options)
+        self.options.prompts()  # Phrases that cannot work show themselves here, not at set-up.
+        self.network = nn.Sequential(
+            nn.Linear(embed_dim, self.options.hidden), nn.ReLU(), nn.Linear(self.options.hidden, 1)
+        )
         self.network.requires_grad_(requires_grad=False)
         self.register_buffer("center", torch.zeros(embed_dim))
-        self.register_buffer("is_ready", torch.tensor(data=False))
+
+    def recipe(self, class_name: str) -> Recipe:
+        """Everything that the prompts and the network's training depend on; see :class:`Head`."""
+        del class_name  # The words are random.
+        return {name: plain(getattr(self.options, name)) for name in TEXT_FIELDS}
 
     def request(self, backbone: ClipBackbone) -> FeatureRequest:
         """The value-value sum of the last blocks, or the tower's input for windows."""
-        if self.localization == "window":
+        if self.options.localization == "window":
             return FeatureRequest.of(tokens=[0])
         return FeatureRequest.of(value_value=[self._blocks(backbone)])
 
     def _blocks(self, backbone: ClipBackbone) -> BlockRange:
         layers = backbone.layers
-        return self.blocks or (layers - max(1, layers // 4) + 1, layers)
+        return self.options.blocks or (layers - max(1, layers // 4) + 1, layers)
 
     def setup(self, backbone: ClipBackbone, class_name: str) -> None:
-        """Embed the prompts and train the network; once, since no category name is involved."""
+        """Embed the prompts and train the network."""
         del class_name
-        if self.is_ready:
-            return
-        normal, anomalous = self.prompts
-        embeddings = embed_texts(backbone, [*normal, *anomalous], cache=self.text_cache)
+        options = self.options
+        normal, anomalous = options.prompts()
+        embeddings = embed_texts(backbone, [*normal, *anomalous], cache=options.text_cache)
         labels = torch.cat([torch.zeros(len(normal)), torch.ones(len(anomalous))]).to(embeddings)
-        if self.centering == "text":
-            self.center.copy_(embeddings.mean(dim=0))
-        accuracy = train_text_network(self.network, self._centered(embeddings), labels, self.text_noise, self.seed)
+        self.center.copy_(embeddings.mean(dim=0) if options.centering == "text" else torch.zeros_like(self.center))
+        centered = self._centered(embeddings)
+        accuracy = train_text_network(self.network, centered, labels, options.text_noise, options.seed)
         logger.info("Random-word network: accuracy %.3f on held-out prompts.", accuracy)
-        self.is_ready.fill_(value=True)
 
     def forward(self, features: ImageFeatures, backbone: ClipBackbone, size: tuple[int, int]) -> HeadOutput:
         """Score a batch; see :class:`Head`."""
         score = self.probability(features.image_embedding)
-        if self.localization == "window":
+        if self.options.localization == "window":
             local = self._window_probabilities(features, backbone)
         else:
             tokens = features.value_value[self._blocks(backbone)][:, 1:]
             local = self.probability(backbone.project_tokens(tokens))  # [B, L]
-        anomaly_map = enlarge_and_smooth(tokens_to_grid(local, features.grid), size, self.sigma).clamp(0, 1)
-        return HeadOutput(combine_image_score(self.image_score, score, anomaly_map), anomaly_map)
+        anomaly_map = upsample_and_smooth(
+            tokens_to_grid(local, features.grid), size, self.options.sigma_for(size)
+        ).clamp(0, 1)
+        return HeadOutput(combine_image_score(self.options.image_score, score, anomaly_map), anomaly_map)
 
     def probability(self, embeddings: Tensor) -> Tensor:
         """Probability of "damaged" for embeddings of the joint space: ``[..., E]`` -> ``[...]``."""
         return self.network(self._centered(F.normalize(embeddings, dim=-1))).squeeze(-1).sigmoid()
 
     def _centered(self, embeddings: Tensor) -> Tensor:
-        return F.normalize(embeddings - self.center, dim=-1) if self.centering == "text" else embeddings
+        return F.normalize(embeddings - self.center, dim=-1) if self.options.centering == "text" else embeddings
 
     def _window_probabilities(self, features: ImageFeatures, backbone: ClipBackbone) -> Tensor:
-        """Probability per patch ``[B, L]`` from windows of all scales (WinCLIP, arXiv 2303.14814, section 4.2)."""
+        """Probability per patch ``[B, L]`` from windows of all scales (WinCLIP, arXiv 2303.14814)."""
         stream = features.tokens[0]
         maps = []
-        for scale in self.scales:
-            windows = window_indices(features.grid, scale, self.stride).to(stream.device)  # [K, scale * scale]
-            embeddings = backbone.embed_windows(stream, windows, self.window_chunk)  # [B, K, E]
+        for scale in self.options.scales:
+            windows = window_indices(features.grid, scale, self.options.stride).to(stream.device)  # [K, scale * scale]
+            embeddings = backbone.embed_windows(stream, windows, self.options.window_chunk)  # [B, K, E]
             maps.append(harmonic_aggregation(self.probability(embeddings), windows, stream.shape[1] - 1))
         return torch.stack(maps).mean(dim=0)
 
@@ -208,7 +225,7 @@ def window_indices(grid: tuple[int, int], scale: int, stride: int = 1) -> Tensor
 
 
 def harmonic_aggregation(scores: Tensor, windows: Tensor, patches: int) -> Tensor:
-    """Harmonic mean, per patch, of the scores of all windows that cover it (WinCLIP, section 4.2).
+    """Harmonic mean, per patch, of the scores of all windows that cover it (WinCLIP).
 
     Args:
         scores: Scores per window in (0, 1], ``[B, K]``.

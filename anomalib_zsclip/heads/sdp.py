@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from anomalib_zsclip.clip import BlockRange, ClipBackbone, FeatureRequest, ImageFeatures
+from anomalib_zsclip.clip.precision import full_precision
 from anomalib_zsclip.clip.text_cache import embed_texts
 from anomalib_zsclip.errors import ArgumentError
-from anomalib_zsclip.maps import enlarge, enlarge_and_smooth, tokens_to_grid
-from anomalib_zsclip.precision import full_precision
 from anomalib_zsclip.prompts import representative_vector, state_sentences
 from anomalib_zsclip.prompts.representative import check_rvs
 
-from .base import IMAGE_SCORES, Head, HeadOutput, check_smoothing, combine_image_score
+from .base import Head, HeadOutput
+from .maps import tokens_to_grid, upsample, upsample_and_smooth
+from .options import HeadOptions, Recipe, combine_image_score, naming_fields
 
 LOGIT_SCALE = 100.0
 STAGES = 4
@@ -29,7 +32,7 @@ class SdpRaw(NamedTuple):
     Attributes:
         similarity: Sum over the layers of the weighted, redundancy-free similarities to normal and anomalous, class
             token first. Shape ``[B, 1 + L, 2]``.
-        map_raw: Similarity to anomalous, enlarged. Shape ``[B, H, W]``.
+        map_raw: Similarity to anomalous, upsampled. Shape ``[B, H, W]``.
         map: The same, smoothed: the paper's anomaly map. Shape ``[B, H, W]``.
         score: Probability of anomalous from the class token of the last layer. Shape ``[B]``.
     """
@@ -40,64 +43,84 @@ class SdpRaw(NamedTuple):
     score: Tensor
 
 
+@dataclass(frozen=True)
+class SdpOptions(HeadOptions):
+    """Arguments of the head of CLIP-AD, for SDP and SDP+.
+
+    Args:
+        sigma: Gaussian smoothing of the map in pixels; default: 8 at 240 px, in proportion to the image size. The paper
+            takes 2 for SDP+ on VisA.
+        image_score: "text", the probability of the class token; "map_max", the maximum of the map; "mean" of both. The
+            paper adds the two after rescaling each with the extremes of the whole test set, which one image does not
+            know; the mean of the two probabilities takes its place.
+        layers: Blocks whose tokens are compared, counted from 1; default: the ends of the four stages.
+        rvs: How the vector that represents a state's sentences is selected: "mean", "pca", "kde", "dbscan" (as the
+            published commands) or "mean_shift".
+        rvs_params: Parameters of rvs where they differ from the paper's, for example {"eps": 1.5, "min_samples": 25},
+            which the published program uses for VisA.
+        domain: Prompt ensemble, "industrial" or "medical".
+        prompts: YAML file with a prompt ensemble of one's own: the lists normal, anomalous and templates.
+        text_cache: Keep the sentences' embeddings on disk, so that the next start takes seconds.
+    """
+
+    PAPER_SIGMA: ClassVar[float] = 8.0
+
+    image_score: str = "mean"
+    layers: Sequence[int] | None = None
+    rvs: str = "dbscan"
+    rvs_params: dict[str, float] | None = None
+    domain: str = "industrial"
+    prompts: str | Path | None = None
+    text_cache: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        super().__post_init__()
+        check_rvs(self.rvs, self.rvs_params or {})
+        self.sentences("object")  # A wrong domain or file shows itself here, not at set-up.
+
+    def sentences(self, class_name: str) -> tuple[list[str], list[str]]:
+        """Sentences of the normal and of the anomalous states of ``class_name``."""
+        return state_sentences(class_name, self.domain, self.prompts)
+
+
 class SdpHead(Head):
     """Compares staged value-value tokens with one representative text vector per state.
 
     Args:
         backbone: The CLIP that the head is sized for. It is not kept.
-        layers: Blocks whose tokens are compared, counted from 1. Default: the ends of the four stages.
-        sigma: Standard deviation of the Gaussian that smooths the map, in pixels of the map. The paper takes 8 at 240
-            pixels, and 2 for SDP+ on VisA.
-        rvs: How the vector that represents a state's sentences is selected; see
-            :func:`~anomalib_zsclip.prompts.representative_vector`. The published commands use ``"dbscan"``.
-        rvs_params: Parameters of ``rvs`` where they differ from the paper's, for example
-            ``{"eps": 1.5, "min_samples": 25}``, which the published program uses for VisA.
-        domain: Prompt ensemble, ``"industrial"`` or ``"medical"``.
-        prompts: YAML file with a prompt ensemble of one's own.
-        image_score: ``"text"``, the probability of the class token; ``"map_max"``, the maximum of the map; ``"mean"``
-            of both. The paper adds the two after rescaling each with the extremes of the whole test set, which one
-            image does not know; the mean of the two probabilities takes its place.
-        text_cache: Keep the sentences' embeddings on disk.
+        **options: Fields of :class:`SdpOptions`.
 
     Raises:
         ArgumentError: If an argument has a value that cannot work.
     """
 
+    options: SdpOptions
     text_features: Tensor
-    is_ready: Tensor
 
-    def __init__(
-        self,
-        backbone: ClipBackbone,
-        layers: Sequence[int] | None = None,
-        sigma: float = 8.0,
-        rvs: str = "dbscan",
-        rvs_params: Mapping[str, float] | None = None,
-        domain: str = "industrial",
-        prompts: str | Path | None = None,
-        image_score: str = "mean",
-        *,
-        text_cache: bool = True,
-    ) -> None:
+    def __init__(self, backbone: ClipBackbone, **options: Any) -> None:  # noqa: ANN401
         super().__init__()
+        with naming_fields(SdpOptions):
+            self.options = SdpOptions(**options)
         self.depth = backbone.layers
-        self.layers = _check_layers(layers, self.depth)
-        check_smoothing(sigma)
-        if image_score not in IMAGE_SCORES:
-            msg = f"image_score={image_score!r} must be one of {', '.join(IMAGE_SCORES)}."
-            raise ArgumentError(msg)
-        check_rvs(rvs, rvs_params or {})
-        state_sentences("object", domain, prompts)  # A wrong domain or file shows itself here, not at set-up.
-        self.sigma = float(sigma)
-        self.rvs = rvs
-        self.rvs_params = dict(rvs_params or {})
-        self.domain = domain
-        self.prompts = prompts
-        self.image_score = image_score
-        self.text_cache = text_cache
-        self.class_name: str | None = None
+        _check_layers(self.options.layers, self.depth)
         self.register_buffer("text_features", torch.zeros(backbone.embed_dim, 2))
-        self.register_buffer("is_ready", torch.tensor(data=False))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Blocks whose tokens are compared, ascending."""
+        return _check_layers(self.options.layers, self.depth)
+
+    def recipe(self, class_name: str) -> Recipe:
+        """The sentences, by their content, and how they become one vector; see :class:`Head`."""
+        sentences = repr(self.options.sentences(class_name)).encode("utf-8", "backslashreplace")
+        return {
+            "class_name": class_name,
+            "domain": self.options.domain,
+            "sentences": hashlib.sha256(sentences).hexdigest()[:16],
+            "rvs": self.options.rvs,
+            "rvs_params": check_rvs(self.options.rvs, self.options.rvs_params or {}),
+        }
 
     def request(self, backbone: ClipBackbone) -> FeatureRequest:
         """Sums of value-value outputs over the stages, and the streams whose class tokens join them."""
@@ -109,19 +132,16 @@ class SdpHead(Head):
         )
 
     def setup(self, backbone: ClipBackbone, class_name: str) -> None:
-        """Compile the text features of ``class_name``; those of a checkpoint stay."""
-        if self.is_ready and self.class_name in (None, class_name):
-            return
+        """Compile the text features of ``class_name``."""
         self.text_features.copy_(self.compile_text(backbone, class_name))
-        self.class_name = class_name
-        self.is_ready.fill_(value=True)
 
     def compile_text(self, backbone: ClipBackbone, class_name: str) -> Tensor:
         """Unit text vectors of ``class_name``, columns normal and anomalous: ``[E, 2]``."""
-        normal, anomalous = state_sentences(class_name, self.domain, self.prompts)
-        embeddings = embed_texts(backbone, [*normal, *anomalous], cache=self.text_cache)
+        normal, anomalous = self.options.sentences(class_name)
+        embeddings = embed_texts(backbone, [*normal, *anomalous], cache=self.options.text_cache)
         states = embeddings.split([len(normal), len(anomalous)])
-        vectors = [representative_vector(rows, self.rvs, normalize=True, **self.rvs_params) for rows in states]
+        method, params = self.options.rvs, self.options.rvs_params or {}
+        vectors = [representative_vector(rows, method, normalize=True, **params) for rows in states]
         return torch.stack(vectors, dim=1)
 
     def forward(self, features: ImageFeatures, backbone: ClipBackbone, size: tuple[int, int]) -> HeadOutput:
@@ -147,8 +167,8 @@ class SdpHead(Head):
         similarity, score = self.similarity(features, backbone, text)
         with full_precision(similarity):
             patches = tokens_to_grid(similarity[:, 1:, 1], features.grid)  # [B, h, w]
-            map_raw = enlarge(patches, size)
-            return SdpRaw(similarity, map_raw, enlarge_and_smooth(patches, size, self.sigma), score)
+            map_raw = upsample(patches, size)
+            return SdpRaw(similarity, map_raw, upsample_and_smooth(patches, size, self.options.sigma_for(size)), score)
 
     def similarity(
         self, features: ImageFeatures, backbone: ClipBackbone, text: Tensor | None = None
@@ -177,7 +197,7 @@ class SdpHead(Head):
         of cosines, and its sigmoid at CLIP's logit scale the softmax over normal and anomalous.
         """
         probabilities = torch.sigmoid(maps * (2 * LOGIT_SCALE / len(self.layers)))
-        return HeadOutput(combine_image_score(self.image_score, score, probabilities), probabilities)
+        return HeadOutput(combine_image_score(self.options.image_score, score, probabilities), probabilities)
 
 
 def default_layers(depth: int) -> tuple[int, ...]:

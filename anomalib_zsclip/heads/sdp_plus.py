@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from anomalib_zsclip.archives import check_archive, reading
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
+from anomalib_zsclip.clip.precision import full_precision
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
-from anomalib_zsclip.losses import dice_loss, focal_loss
-from anomalib_zsclip.maps import enlarge, smooth, tokens_to_grid
-from anomalib_zsclip.precision import full_precision
 
-from .base import HeadOutput, LearnableHead, combine_image_score
-from .sdp import LOGIT_SCALE, SdpHead
-
-PREFIX = "fc."
+from .base import HeadOutput, LearnableHead
+from .linear_layers import PREFIX, check_linear_layers, read_linear_layers
+from .losses import dice_loss, focal_loss
+from .maps import smooth, tokens_to_grid, upsample
+from .options import Recipe, combine_image_score
+from .sdp import LOGIT_SCALE, SdpHead, SdpOptions
 
 
 class SdpPlusRaw(NamedTuple):
     """The quantities of the paper, before they are brought to [0, 1].
 
     Attributes:
-        layer_maps: Probability of anomalous of each linear layer, enlarged. Shape ``[layers, B, H, W]``.
+        layer_maps: Probability of anomalous of each linear layer, upsampled. Shape ``[layers, B, H, W]``.
         map_zero_shot: SDP's map before smoothing. Shape ``[B, H, W]``.
         map_raw: Sum of ``map_zero_shot`` and of the layers' maps. Shape ``[B, H, W]``.
         map: The same, smoothed: the paper's anomaly map. Shape ``[B, H, W]``.
@@ -63,13 +61,30 @@ class SdpPlusHead(LearnableHead):
         self.learning_rate = learning_rate
         self.backbone_identity = backbone.identity
         self.fc = nn.ModuleList(nn.Linear(backbone.width, backbone.embed_dim) for _ in sdp.layers)
+        self.fc.requires_grad_(requires_grad=False)  # until somebody asks for the optimiser
         self.register_buffer("learned", torch.tensor(data=False))
         self._texts: dict[str, Tensor] = {}
 
-    @property
-    def is_ready(self) -> Tensor:
-        """Whether the text side is compiled."""
-        return self.sdp.is_ready
+    @property  # type: ignore[override] # an attribute of other heads
+    def options(self) -> SdpOptions:
+        """Those of the zero-shot head."""
+        return self.sdp.options
+
+    @options.setter
+    def options(self, options: SdpOptions) -> None:
+        self.sdp.options = options
+
+    def recipe(self, class_name: str) -> Recipe:
+        """As the zero-shot head's."""
+        return self.sdp.recipe(class_name)
+
+    def learned_recipe(self) -> Recipe:
+        """Blocks that the layers read; see :class:`LearnableHead`."""
+        return {"layers": list(self.sdp.layers)}
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """The linear layers; see :class:`LearnableHead`."""
+        return {PREFIX + key: value for key, value in self.fc.state_dict().items()} if self.is_learned else {}
 
     @property
     def is_learned(self) -> bool:
@@ -94,7 +109,7 @@ class SdpPlusHead(LearnableHead):
         raw = self.raw(features, backbone, size)
         with full_precision(raw.map):
             probabilities = torch.sigmoid(4 * (raw.map / len(self.fc) - 0.5))
-            return HeadOutput(combine_image_score(self.sdp.image_score, raw.score, probabilities), probabilities)
+            return HeadOutput(combine_image_score(self.options.image_score, raw.score, probabilities), probabilities)
 
     def raw(
         self, features: ImageFeatures, backbone: ClipBackbone, size: tuple[int, int], text: Tensor | None = None
@@ -104,10 +119,10 @@ class SdpPlusHead(LearnableHead):
         similarity, score = self.sdp.similarity(features, backbone, text)
         logits = self.layer_logits(self.patch_tokens(features), text, next(backbone.parameters()).dtype)
         with full_precision(similarity):
-            zero_shot = enlarge(tokens_to_grid(similarity[:, 1:, 1], features.grid), size)
-            layer_maps = enlarge(logits, size, align_corners=True).sigmoid()
+            zero_shot = upsample(tokens_to_grid(similarity[:, 1:, 1], features.grid), size)
+            layer_maps = upsample(logits, size, align_corners=True).sigmoid()
             map_raw = zero_shot + layer_maps.sum(dim=0)
-            return SdpPlusRaw(layer_maps, zero_shot, map_raw, smooth(map_raw, self.sdp.sigma), score)
+            return SdpPlusRaw(layer_maps, zero_shot, map_raw, smooth(map_raw, self.options.sigma_for(size)), score)
 
     def patch_tokens(self, features: ImageFeatures) -> Tensor:
         """Tokens that the linear layers read, on their grid: ``[B, layers, h, w, W]``."""
@@ -143,10 +158,11 @@ class SdpPlusHead(LearnableHead):
         self, features: ImageFeatures, backbone: ClipBackbone, class_names: Sequence[str]
     ) -> dict[str, Tensor]:
         """Patch tokens ``[B, layers, h, w, W]`` and text features ``[B, E, 2]`` of each image."""
-        for name in class_names:
-            if name not in self._texts:
-                self._texts[name] = self.sdp.compile_text(backbone, name)
-        text = torch.stack([self._texts[name] for name in class_names])
+        keys = [repr(self.recipe(name)) for name in class_names]
+        for key, name in zip(keys, class_names, strict=True):
+            if key not in self._texts:
+                self._texts[key] = self.sdp.compile_text(backbone, name)
+        text = torch.stack([self._texts[key] for key in keys])
         return {"tokens": self.patch_tokens(features).detach(), "text": text}
 
     def learning_loss(
@@ -159,12 +175,13 @@ class SdpPlusHead(LearnableHead):
             raise ArgumentError(msg)
         logits = self.layer_logits(inputs["tokens"], inputs["text"].to(inputs["tokens"]))
         with full_precision(logits):
-            focal, dice = layer_losses(enlarge(logits, (masks.shape[-2], masks.shape[-1]), align_corners=True), masks)
+            focal, dice = layer_losses(upsample(logits, (masks.shape[-2], masks.shape[-1]), align_corners=True), masks)
         loss = (focal + dice).sum()
         return {"loss": loss, "focal": focal.sum().detach(), "dice": dice.sum().detach()}
 
     def configure_optimizer(self) -> torch.optim.Optimizer:
         """Adam with its default betas, as the paper."""
+        self.fc.requires_grad_(requires_grad=True)
         return torch.optim.Adam(self.fc.parameters(), lr=self.learning_rate)
 
     def finish_learning(self, backbone: ClipBackbone) -> None:
@@ -193,19 +210,19 @@ class SdpPlusHead(LearnableHead):
         Raises:
             CheckpointError: If the file cannot be read safely, or does not fit the backbone or the layers.
         """
-        tensors, metadata = _read_linear_layers(Path(path).expanduser())
+        tensors, metadata = read_linear_layers(Path(path).expanduser())
         layers = " ".join(map(str, self.sdp.layers))
         if metadata.get("layers", layers) != layers:
             msg = f"{path} belongs to layers={metadata['layers']} of the image tower, the model has layers={layers}."
             raise CheckpointError(msg)
         identity = self.backbone_identity
-        if metadata.get("fingerprint", identity.fingerprint) != identity.fingerprint:
+        if not identity.matches(metadata.get("fingerprint", identity.fingerprint)):
             msg = (
                 f"{path} was learned on the backbone {metadata['backbone']} / {metadata['pretrained']}, the model has "
                 f"{identity.name} / {identity.pretrained} with other weights: load it with the backbone of the file."
             )
             raise CheckpointError(msg)
-        _check_linear_layers(tensors, {PREFIX + key: value for key, value in self.fc.state_dict().items()}, path)
+        check_linear_layers(tensors, {PREFIX + key: value for key, value in self.fc.state_dict().items()}, path)
         self.fc.load_state_dict({key.removeprefix(PREFIX): value for key, value in tensors.items()})
         self.learned.fill_(value=True)
 
@@ -235,50 +252,3 @@ def layer_losses(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     focal = torch.stack([focal_loss(layer, masks) for layer in probabilities])
     dice = torch.stack([dice_loss(layer[:, 1], masks) for layer in probabilities])
     return focal, dice
-
-
-def _read_linear_layers(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """Tensors and metadata of a checkpoint file of SDP+."""
-    if not path.is_file():
-        msg = f"The SDP+ checkpoint {path} does not exist."
-        raise CheckpointError(msg)
-    advice = 'Save it as torch.save({"linear_layers": state_dict}) with tensors only.'
-    with reading(f"The SDP+ checkpoint {path}", CheckpointError, advice):
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    tensors: Any = content.get("linear_layers") if isinstance(content, Mapping) else None
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        found = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
-        msg = f'The SDP+ checkpoint {path} must hold {{"linear_layers": state_dict}} of tensors; it holds {found}.'
-        raise CheckpointError(msg)
-    return dict(tensors), {}
-
-
-def _check_linear_layers(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str | Path) -> None:
-    count, expected = (len({key.split(".")[1] for key in keys if key.startswith(PREFIX)}) for keys in (tensors, wanted))
-    if count != expected:
-        msg = (
-            f"The SDP+ checkpoint {path} has {count} linear layers, the model has {expected}: give layers= with the "
-            f"{count} blocks it was learned on."
-            if count
-            else f"The SDP+ checkpoint {path} has no linear layers: its keys are {', '.join(tensors) or 'none'}."
-        )
-        raise CheckpointError(msg)
-    differing = sorted(tensors.keys() ^ wanted.keys())
-    if differing:
-        state = "lacks" if differing[0] in wanted else "has the unknown key"
-        msg = f"The SDP+ checkpoint {path} {state} {differing[0]!r}; its keys must be {', '.join(sorted(wanted))}."
-        raise CheckpointError(msg)
-    for key, value in wanted.items():
-        if tensors[key].shape != value.shape:
-            msg = (
-                f"The SDP+ checkpoint {path} is of another backbone: {key} is {list(tensors[key].shape)} in the file "
-                f"and {list(value.shape)} in the model (joint space x width of the image tower)."
-            )
-            raise CheckpointError(msg)
-        if not torch.isfinite(tensors[key]).all():
-            msg = f"The SDP+ checkpoint {path} is damaged: {key} has values that are not finite."
-            raise CheckpointError(msg)

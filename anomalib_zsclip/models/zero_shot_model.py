@@ -1,4 +1,4 @@
-"""The detector as plain PyTorch: one pass of the trunk, several heads, one verdict."""
+"""The detector as plain PyTorch: one pass of the trunk, several heads, one prediction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.heads.base import Head, HeadOutput
 from anomalib_zsclip.heads.explanation import DefectNamer
-from anomalib_zsclip.heads.few_shot import FewShotMemory
+from anomalib_zsclip.heads.memory_bank import MemoryBank
+from anomalib_zsclip.heads.options import Recipe
 
 
 class ZeroShotModel(nn.Module):
@@ -23,8 +24,8 @@ class ZeroShotModel(nn.Module):
         heads: The heads by name.
         weights: Weight of each head in the weighted mean of scores and maps. Default: all alike.
         map_share: Share of the map's maximum in the image score, in [0, 1].
-        memory: Memory of normal patches; takes part once it is filled.
-        memory_share: Share of the memory's verdict in score and map, in [0, 1].
+        memory_bank: Patches of normal images; takes part once it is filled.
+        memory_share: Share of the memory bank's prediction in score and map, in [0, 1].
         namer: Names the defects.
     """
 
@@ -35,7 +36,7 @@ class ZeroShotModel(nn.Module):
         weights: Mapping[str, float] | None = None,
         *,
         map_share: float = 0.0,
-        memory: FewShotMemory | None = None,
+        memory_bank: MemoryBank | None = None,
         memory_share: float = 0.5,
         namer: DefectNamer | None = None,
     ) -> None:
@@ -49,17 +50,34 @@ class ZeroShotModel(nn.Module):
                 raise ArgumentError(msg)
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
+        self._given_weights = weights
         self.weights = _normalized(weights, list(heads))
         self.map_share = map_share
-        self.memory = memory
+        self.memory_bank = memory_bank
         self.memory_share = memory_share
         self.namer = namer
+
+    def add_head(self, name: str, head: Head) -> None:
+        """Add a head to those that are fused; their weights are shared out anew."""
+        self.heads[name] = head
+        self.weights = _normalized(self._given_weights, list(self.heads))
+
+    def recipe(self) -> Recipe:
+        """What scores and maps depend on, besides backbone, text and references: arguments in plain values."""
+        fused = {name: round(weight, 6) for name, weight in self.weights.items()}
+        recipe: Recipe = {"weights": fused, "map_share": self.map_share}
+        for name, head in self.heads.items():
+            recipe[name] = head.options.recipe()  # type: ignore[union-attr, operator]
+        if self.memory_bank is not None and self.memory_bank.is_filled:
+            recipe |= {"memory_share": self.memory_share, "memory_sigma": self.memory_bank.sigma}
+        return recipe
 
     @property
     def request(self) -> FeatureRequest:
         """Everything that the heads and their companions want from the one pass."""
         request = FeatureRequest()
-        for part in (*self.heads.values(), self.memory, self.namer):
+        bank = self.memory_bank if self.memory_bank is not None and self.memory_bank.is_filled else None
+        for part in (*self.heads.values(), bank, self.namer):
             if part is not None:
                 request |= part.request(self.backbone)  # type: ignore[operator]
         return request
@@ -69,16 +87,23 @@ class ZeroShotModel(nn.Module):
         return self.backbone.forward_intermediates(images, self.request)
 
     def head_outputs(self, features: ImageFeatures, size: tuple[int, int]) -> dict[str, HeadOutput]:
-        """Verdict of each head."""
+        """Score and map of each head."""
         return {name: head(features, self.backbone, size) for name, head in self.heads.items()}
 
-    def verdict(self, features: ImageFeatures, size: tuple[int, int], leave_out: int | None = None) -> InferenceBatch:
-        """Fuse the heads, and the memory of normal patches where there is one.
+    def predict(
+        self,
+        features: ImageFeatures,
+        size: tuple[int, int],
+        leave_out: int | None = None,
+        substitute: Tensor | None = None,
+    ) -> InferenceBatch:
+        """Fuse the heads, and the memory bank where it is filled.
 
         Args:
             features: Result of the pass.
             size: Height and width of the map.
-            leave_out: Image of the memory that does not count.
+            leave_out: Image of the memory bank that does not count.
+            substitute: What takes its place; see :meth:`MemoryBank.forward`.
 
         Returns:
             Scores ``[B]`` and maps ``[B, H, W]``, both in [0, 1].
@@ -88,8 +113,8 @@ class ZeroShotModel(nn.Module):
         score = torch.stack([self.weights[name] * output.score for name, output in outputs.items()]).sum(0)
         if self.map_share:
             score = (1 - self.map_share) * score + self.map_share * anomaly_map.amax(dim=(-2, -1))
-        if self.memory is not None and self.memory.is_filled:
-            distance_map = self.memory(features, self.backbone, size, leave_out)
+        if self.memory_bank is not None and self.memory_bank.is_filled:
+            distance_map = self.memory_bank(features, self.backbone, size, leave_out, substitute)
             anomaly_map = (1 - self.memory_share) * anomaly_map + self.memory_share * distance_map
             score = (1 - self.memory_share) * score + self.memory_share * distance_map.amax(dim=(-2, -1))
         # Rounding may leave [0, 1] by an ulp.
@@ -97,15 +122,15 @@ class ZeroShotModel(nn.Module):
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Score pre-processed images ``[B, 3, H, W]``: scores ``[B]`` and maps ``[B, H, W]``, both in [0, 1]."""
-        return self.verdict(self.features(images), (images.shape[-2], images.shape[-1]))
+        return self.predict(self.features(images), (images.shape[-2], images.shape[-1]))
 
     def explain(self, images: Tensor) -> tuple[InferenceBatch, list[str] | None]:
         """As ``forward``, and a text per image that names the defect, from the same pass."""
         features = self.features(images)
-        verdict = self.verdict(features, (images.shape[-2], images.shape[-1]))
+        prediction = self.predict(features, (images.shape[-2], images.shape[-1]))
         if self.namer is None:
-            return verdict, None
-        return verdict, self.namer.explain(features, self.backbone, verdict.anomaly_map)  # type: ignore[arg-type]
+            return prediction, None
+        return prediction, self.namer.explain(features, self.backbone, prediction.anomaly_map)  # type: ignore[arg-type]
 
 
 def _normalized(weights: Mapping[str, float] | None, names: list[str]) -> dict[str, float]:

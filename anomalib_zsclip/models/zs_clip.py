@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -13,56 +14,66 @@ from anomalib.visualization import Visualizer
 from torch import nn
 
 from anomalib_zsclip.clip import ClipBackbone
-from anomalib_zsclip.clip.loading import BUILTIN, shipped_head
+from anomalib_zsclip.clip.architectures import BUILTIN
+from anomalib_zsclip.clip.loading import shipped_head
 from anomalib_zsclip.errors import ArgumentError
-from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
+from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead, AnomalyClipOptions
 from anomalib_zsclip.heads.base import Head
 from anomalib_zsclip.heads.explanation import DEFECT_WORDS, DefectNamer
-from anomalib_zsclip.heads.few_shot import FewShotMemory
-from anomalib_zsclip.heads.random_word import RandomWordHead
-from anomalib_zsclip.heads.sdp import SdpHead
+from anomalib_zsclip.heads.memory_bank import MemoryBank
+from anomalib_zsclip.heads.options import HeadOptions, as_options
+from anomalib_zsclip.heads.random_word import RandomWordHead, RandomWordOptions
+from anomalib_zsclip.heads.sdp import SdpHead, SdpOptions
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
-from anomalib_zsclip.post_processing import MonotonePostProcessor
+from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
 
-from .zero_shot_mixin import IN_CHECKPOINT, ZeroShotMixin, read_backbone_arguments, resolve_size, scaled_sigma
+from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_size
+from .hooks import ZeroShotMixin
 
 logger = logging.getLogger(__name__)
 
 BACKBONE = ("ViT-B-16-plus-240", "laion400m_e31")
 HEADS = ("random_word", "sdp", "sdp_plus", "anomaly_clip")
+WEIGHT_ARGUMENTS = {"sdp_plus": "sdp_plus_checkpoint", "anomaly_clip": "anomaly_clip_checkpoint"}
+SHIPPED = {"sdp_plus": "sdp_plus.safetensors", "anomaly_clip": "anomaly_clip_prompts.safetensors"}
+RANDOM_WORD, SDP, ANOMALY_CLIP = RandomWordOptions(), SdpOptions(), AnomalyClipOptions()
 
 
 class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin narrows anomalib's hooks
     """The detector to start with: several zero-shot heads on one pass of the image tower, fused.
 
     Args:
-        heads: Any of ``"random_word"``, ``"sdp"``, ``"sdp_plus"`` (or ``"sdp+"``) and ``"anomaly_clip"``. Default: those
-            that need no auxiliary image, ``random_word`` and ``sdp``, and those whose weights are given or shipped for
-            the backbone.
+        heads: Any of "random_word", "sdp", "sdp_plus" (or "sdp+") and "anomaly_clip". Default: those that need no auxiliary
+            image, random_word and sdp, and those whose weights are given or shipped for the backbone. A head that is named
+            and has no weights is an error.
         weights: Weight of each head in the mean of scores and maps. Default: all alike.
-        backbone: ``"auto"``, ``"builtin"``, or an architecture of open_clip.
+        backbone: "auto", "builtin", or an architecture of open_clip.
         pretrained: Tag of open_clip or path of a local weight file, for a named architecture.
-        image_size: Side, or (height, width), that images are resized to. Default: native, 192 for ``"builtin"``.
-        precision: Of the towers' matrix products: ``"float32"``, ``"bf16"``, ``"fp16"`` or ``"auto"``.
+        image_size: Side, or (height, width), that images are resized to. Default: native, 192 for "builtin".
+        precision: Of the towers' matrix products: "float32", "bf16", "fp16", or "auto" for bf16 where the hardware has it.
         class_name: What the images show, for SDP's prompts. Default: the data module's category, else "object".
         map_share: Share of the map's maximum in the image score, in [0, 1].
-        explain: Name the defect: a text such as ``"crack (0.61), scratch (0.22)"`` with each prediction.
+        explain: Name the defect: a text such as "crack (0.61), scratch (0.22)" with each prediction.
         defect_words: Words to name defects with.
-        k_shot: Number of normal images whose patches are remembered and compared with; 0 is pure zero-shot.
-        normal_dir: Folder of normal images, for ``k_shot`` and for the thresholds where there is no labelled validation
-            data. Default: the training images of the data module, if it has some.
-        normal_images: Most normal images that the thresholds are made from.
-        normal_quantile: Share of the normal images that shall stay below the threshold.
-        memory_share: Share of the few-shot comparison in score and map, in [0, 1].
-        sdp_plus_checkpoint: Linear layers for the head ``sdp_plus``.
-        anomaly_clip_checkpoint: Learned prompts for the head ``anomaly_clip``.
-        random_word: Arguments of :class:`~anomalib_zsclip.heads.random_word.RandomWordHead`.
-        sdp: Arguments of :class:`~anomalib_zsclip.heads.sdp.SdpHead`, also for ``sdp_plus``.
-        anomaly_clip: Arguments of :class:`~anomalib_zsclip.heads.anomaly_clip.AnomalyClipHead`.
-        pre_processor: anomalib component, or whether to use the default one.
-        post_processor: anomalib component, or whether to use the default one.
-        evaluator: anomalib component, or whether to use the default one.
-        visualizer: anomalib component, or whether to use the default one.
+        k_shot: Number of good parts whose patches are remembered and compared with; 0 is pure zero-shot.
+        memory_share: Share of the comparison with remembered parts in score and map, in [0, 1].
+        normal_dir: Folder of good parts, for k_shot, and for the thresholds where there is no labelled validation data.
+            Default: the training images of the data module, if all of them are good.
+        normal_images: Most good parts, besides those of k_shot, that the thresholds are made from.
+        false_alarms: Share of good parts that may be flagged, where the thresholds come from good parts.
+        threshold: Your own threshold for image scores, from 0 to 1 on the scale of the scores in predictions.csv. Only
+            decisions change, scores stay. It wins over every other source.
+        pixel_threshold: The same for anomaly maps.
+        sdp_plus_checkpoint: Linear layers for the head sdp_plus.
+        anomaly_clip_checkpoint: Learned prompts for the head anomaly_clip.
+        random_word: Arguments of the head random_word.
+        sdp: Arguments of the heads sdp and sdp_plus.
+        anomaly_clip: Arguments of the head anomaly_clip.
+        normal_quantile: Deprecated: 1 - false_alarms.
+        pre_processor: Pre-processor of anomalib, or whether to use the default one.
+        post_processor: Post-processor of anomalib, or whether to use the default one.
+        evaluator: Evaluator of anomalib, or whether to use the default one.
+        visualizer: Visualizer of anomalib, or whether to use the default one.
 
     Example:
         >>> from anomalib.engine import Engine
@@ -83,69 +94,95 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         explain: bool = True,
         defect_words: Sequence[str] = DEFECT_WORDS,
         k_shot: int = 0,
+        memory_share: float = 0.5,
         normal_dir: str | Path | None = None,
         normal_images: int = 32,
-        normal_quantile: float = 0.95,
-        memory_share: float = 0.5,
+        false_alarms: float = DEFAULT_FALSE_ALARMS,
+        threshold: float | None = None,
+        pixel_threshold: float | None = None,
         sdp_plus_checkpoint: str | Path | None = None,
         anomaly_clip_checkpoint: str | Path | None = None,
-        random_word: dict[str, Any] | None = None,
-        sdp: dict[str, Any] | None = None,
-        anomaly_clip: dict[str, Any] | None = None,
+        random_word: RandomWordOptions = RANDOM_WORD,
+        sdp: SdpOptions = SDP,
+        anomaly_clip: AnomalyClipOptions = ANOMALY_CLIP,
+        normal_quantile: float | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        if normal_quantile is not None:
+            warnings.warn(
+                "normal_quantile is deprecated: use false_alarms = 1 - normal_quantile.", DeprecationWarning, 2
+            )
+            false_alarms = 1 - normal_quantile
         names = _head_names(heads)
         clip = read_backbone_arguments(backbone, pretrained, BACKBONE, "bicubic")
-        size = resolve_size(image_size, clip)
-        # The papers' smoothing, in proportion to the image size.
-        random_word = {"sigma": scaled_sigma(None, 4.0, 240, size)} | (random_word or {})
-        sdp = {"sigma": scaled_sigma(None, 8.0, 240, size)} | (sdp or {})
-        anomaly_clip = {"sigma": scaled_sigma(None, 4.0, 518, size)} | (anomaly_clip or {})
-        files = {
-            "sdp_plus": sdp_plus_checkpoint or _shipped(clip, "sdp_plus.safetensors"),
-            "anomaly_clip": anomaly_clip_checkpoint or _shipped(clip, "anomaly_clip_prompts.safetensors"),
+        self.adopts_heads = heads is None
+        self._options: dict[str, HeadOptions] = {
+            "random_word": as_options(RandomWordOptions, random_word, "random_word"),
+            "sdp": as_options(SdpOptions, sdp, "sdp"),
+            "anomaly_clip": as_options(AnomalyClipOptions, anomaly_clip, "anomaly_clip"),
         }
+        given = {"sdp_plus": sdp_plus_checkpoint, "anomaly_clip": anomaly_clip_checkpoint}
+        files = {name: given[name] or _shipped(clip, file) for name, file in SHIPPED.items()}
         absent = [name for name in names if name in files and files[name] is None]
+        if absent and heads is not None:
+            msg = (
+                f"heads={list(heads)} names {absent[0]!r}, for which there are no learned weights on the backbone "
+                f"{clip.name!r}. Give {WEIGHT_ARGUMENTS[absent[0]]}=<file>, leave the head out, or use "
+                "backbone='builtin', for which they are shipped."
+            )
+            raise ArgumentError(msg)
         if absent:
             logger.info("Heads without weights for the backbone %r are left out: %s.", clip.name, ", ".join(absent))
-        made: dict[str, Head] = {}
-        for name in names:
-            if name in absent:
-                continue
-            if name == "random_word":
-                made[name] = RandomWordHead(clip.embed_dim, **random_word)
-            elif name == "sdp":
-                made[name] = SdpHead(clip, **sdp)
-            elif name == "sdp_plus":
-                made[name] = plus = SdpPlusHead(SdpHead(clip, **sdp), clip)
-                file = files[name]
-                if file is not None and file != IN_CHECKPOINT:
-                    plus.load_linear_layers(file)
-            else:
-                made[name] = AnomalyClipHead(None if files[name] == IN_CHECKPOINT else files[name], **anomaly_clip)
-        if k_shot < 0 or normal_images < 1:
-            msg = f"k_shot={k_shot} must not be negative, and normal_images={normal_images} must be at least 1."
-            raise ArgumentError(msg)
-        self.k_shot, self.normal_dir, self.normal_images = k_shot, normal_dir, normal_images
-        if post_processor is True:
-            self.post_processor = MonotonePostProcessor(normal_quantile)
+        made = {name: self._make_head(name, clip, files.get(name)) for name in names if name not in absent}
         self.assemble(
             clip,
             made,
-            image_size=size,
+            image_size=resolve_size(image_size, clip),
             precision=precision,
             pre_processor=pre_processor,
             class_name=class_name,
+            k_shot=k_shot,
+            post_processor=post_processor,
+            normal_dir=normal_dir,
+            normal_images=normal_images,
+            false_alarms=false_alarms,
+            threshold=threshold,
+            pixel_threshold=pixel_threshold,
             map_share=map_share,
-            memory=FewShotMemory(sigma=scaled_sigma(None, 4.0, 240, size)) if k_shot else None,
+            memory_bank=MemoryBank(),
             memory_share=memory_share,
             namer=DefectNamer(clip.embed_dim, defect_words) if explain else None,
             weights=_head_weights(weights),
         )
+
+    def _make_head(self, name: str, clip: ClipBackbone, file: str | Path | None) -> Head:
+        """Make a head by its name; ``file`` holds learned weights, where it needs some."""
+        file = None if file == IN_CHECKPOINT else file
+        options = self._options["sdp" if name == "sdp_plus" else name]
+        keywords = {field.name: getattr(options, field.name) for field in fields(options)}
+        if name == "random_word":
+            return RandomWordHead(clip.embed_dim, **keywords)
+        if name == "anomaly_clip":
+            return AnomalyClipHead(file, **keywords)
+        sdp = SdpHead(clip, **keywords)
+        if name == "sdp":
+            return sdp
+        plus = SdpPlusHead(sdp, clip)
+        if file is not None:
+            plus.load_linear_layers(file)
+        return plus
+
+    def weight_argument(self, head: str) -> str:
+        """Argument that names the file with the learned weights of a head."""
+        return WEIGHT_ARGUMENTS[head]
+
+    def adopt_head(self, name: str) -> None:
+        """Make a head whose learned weights a checkpoint brings."""
+        self.model.add_head(name, self._make_head(name, self.model.backbone, IN_CHECKPOINT))
 
 
 def _head_name(name: str) -> str:

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from anomalib_zsclip.archives import check_archive, reading
 from anomalib_zsclip.clip import ClipBackbone
+from anomalib_zsclip.clip.archives import check_archive, reading
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 
 OFFICIAL = "official"
@@ -118,25 +118,6 @@ def save_prompts(prompts: PromptLearner, path: str | Path) -> None:
     metadata |= {name: str(value) for name, value in prompts.dimensions.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata)
-
-
-def convert_official_prompts(source: str | Path, target: str | Path) -> PromptLearner:
-    """Convert a ``.pth`` of the published program to our ``.safetensors``.
-
-    Args:
-        source: ``{"prompt_learner": state_dict}``, as the published program writes it.
-        target: File to write.
-
-    Returns:
-        The prompts.
-
-    Raises:
-        CheckpointError: See :func:`load_prompts`.
-        ArgumentError: If ``target`` does not end in ``.safetensors``.
-    """
-    prompts = load_prompts(source)
-    save_prompts(prompts, target)
-    return prompts
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

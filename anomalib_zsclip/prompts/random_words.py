@@ -1,4 +1,4 @@
-"""Prompts about random words (Tamura, BMVC 2023, arXiv 2308.11119, section 3.2)."""
+"""Prompts about random words: the idea of Tamura (BMVC 2023, arXiv 2308.11119), with phrases of our own."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ configuration where a class would:
 
     model:
       grid:
-        - class_path: anomalib_zsclip.comparison.comparable
+        - class_path: anomalib_zsclip.benchmark.comparable
           init_args: {model: ZsClip, arguments: [backbone: builtin]}
-        - class_path: anomalib_zsclip.comparison.comparable
+        - class_path: anomalib_zsclip.benchmark.comparable
           init_args: {model: Patchcore, arguments: [pre_trained: false]}
 """
 
@@ -33,7 +33,7 @@ from lightning.pytorch import LightningModule, Trainer
 from omegaconf import OmegaConf
 
 from anomalib_zsclip.errors import ArgumentError
-from anomalib_zsclip.models.zero_shot_mixin import ZeroShotMixin
+from anomalib_zsclip.outputs import default_evaluator
 
 
 def comparable(model: str, arguments: Iterable[Mapping[str, Any]] = ()) -> AnomalibModule:
@@ -62,7 +62,7 @@ def comparable(model: str, arguments: Iterable[Mapping[str, Any]] = ()) -> Anoma
             raise ArgumentError(msg)
         merged.update(part)
     components: dict[str, Any] = {"evaluator": CostEvaluator(), "visualizer": False}
-    if not issubclass(cls, ZeroShotMixin):
+    if not getattr(cls, "keeps_rankings", False):
         components["post_processor"] = PostProcessor(enable_normalization=False)
     cls = WinClipInBenchmark if cls is WinClip else cls
     try:
@@ -81,7 +81,7 @@ class CostEvaluator(Evaluator):
     """
 
     def __init__(self) -> None:
-        super().__init__(test_metrics=list(ZeroShotMixin.configure_evaluator().test_metrics))  # type: ignore[arg-type]
+        super().__init__(test_metrics=list(default_evaluator().test_metrics))  # type: ignore[arg-type]
         self._batches: list[tuple[float, int]] = []  # seconds, images
         self._start = 0.0
 

@@ -9,7 +9,7 @@ from anomalib.data import PredictDataset
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from anomalib_zsclip.command import is_command
+from anomalib_zsclip.errors import is_command
 
 BATCH_SIZE = 8
 """Most images in a batch: the towers are hardly faster with more."""

@@ -19,9 +19,9 @@ def tokens_to_grid(values: Tensor, grid: tuple[int, int]) -> Tensor:
     return values.unflatten(-1, grid)
 
 
-def enlarge(maps: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
+def upsample(maps: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
     """Resize maps ``[..., h, w]`` bilinearly, without antialias, to ``[..., H, W]``."""
-    return enlarge_and_smooth(maps, size, sigma=0.0, align_corners=align_corners)
+    return upsample_and_smooth(maps, size, sigma=0.0, align_corners=align_corners)
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
@@ -32,7 +32,7 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     return _apply(maps, smoothing_matrix(height, float(sigma)), smoothing_matrix(width, float(sigma)))
 
 
-def enlarge_and_smooth(maps: Tensor, size: tuple[int, int], sigma: float, *, align_corners: bool = False) -> Tensor:
+def upsample_and_smooth(maps: Tensor, size: tuple[int, int], sigma: float, *, align_corners: bool = False) -> Tensor:
     """Resize maps ``[..., h, w]`` bilinearly to ``[..., H, W]``, then smooth them, in one step per axis."""
     rows, columns = (_axis_matrix(maps.shape[axis], size[axis], float(sigma), align_corners) for axis in (-2, -1))
     return _apply(maps, rows, columns)

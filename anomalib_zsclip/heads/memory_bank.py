@@ -1,4 +1,4 @@
-"""A memory of normal patches, for when a few normal images are at hand (WinCLIP+, APRIL-GAN)."""
+"""A memory bank of normal patches, for when a few normal images are at hand (WinCLIP+, APRIL-GAN)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from anomalib.models.components import DynamicBufferMixin
+from torch import Tensor
 
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
-from anomalib_zsclip.maps import enlarge_and_smooth, tokens_to_grid
+
+from .maps import tokens_to_grid, upsample_and_smooth
+from .options import Recipe
 
 
-def near(grid: tuple[int, int], radius: int) -> Tensor:
+def neighbour_mask(grid: tuple[int, int], radius: int) -> Tensor:
     """Which patches of a grid are at most ``radius`` apart along both axes, ``[L, L]``; on a small grid only equal ones."""
     if min(grid) < 2 * radius + 2:  # else a patch in the middle would have no other one
         radius = 0
@@ -21,8 +24,8 @@ def near(grid: tuple[int, int], radius: int) -> Tensor:
     return torch.maximum((rows[:, None] - rows).abs(), (columns[:, None] - columns).abs()) <= radius
 
 
-class FewShotMemory(nn.Module):
-    """Compares patches with those of a few normal images (WinCLIP, arXiv 2303.14814, section 4.3).
+class MemoryBank(DynamicBufferMixin):
+    """Compares patches with those of a few normal images (WinCLIP, arXiv 2303.14814).
 
     Compared are the patch tokens themselves, in which small defects stand out, and their means over 3 x 3 patches
     (PatchCore, arXiv 2106.08265, section 3.1), in which large ones do. The distance of a patch is one minus its cosine to
@@ -33,38 +36,47 @@ class FewShotMemory(nn.Module):
     Args:
         layers: Blocks whose tokens are compared. Default: the middle of the tower and its third quarter.
         quantile: Share of the normal patches whose distance is below ``r``.
-        sigma: Gaussian smoothing of the map in pixels.
+        sigma: Gaussian smoothing of the map in pixels. Default: 4 at 240 px, in proportion to the image size.
         scales: Sides of the squares of patches over which tokens are averaged, odd; 1 is the token itself.
     """
 
-    memory: Tensor
+    patches: Tensor
     reference: Tensor
 
     def __init__(
         self,
         layers: Sequence[int] | None = None,
         quantile: float = 0.99,
-        sigma: float = 4.0,
+        sigma: float | None = None,
         scales: Sequence[int] = (1, 3),
     ) -> None:
         super().__init__()
         if not 0 < quantile < 1:
-            msg = f"few_shot quantile={quantile} must be between 0 and 1."
+            msg = f"memory bank: quantile={quantile} must be between 0 and 1."
             raise ArgumentError(msg)
         if not scales or any(side < 1 or side % 2 == 0 for side in scales):
-            msg = f"few_shot scales={scales} must be odd and positive."
+            msg = f"memory bank: scales={scales} must be odd and positive."
             raise ArgumentError(msg)
         self.layers = None if layers is None else tuple(layers)
         self.quantile = quantile
         self.sigma = sigma
         self.scales = tuple(scales)
-        self.register_buffer("memory", torch.empty(0))  # [layers * scales, images, L, W], unit vectors
+        self.register_buffer("patches", torch.empty(0))  # [layers * scales, images, L, W], unit vectors
         self.register_buffer("reference", torch.tensor(1.0))
 
     @property
     def is_filled(self) -> bool:
-        """Whether there are normal images in the memory."""
-        return self.memory.numel() > 0
+        """Whether there are normal images in the memory bank."""
+        return self.patches.numel() > 0
+
+    def recipe(self, backbone: ClipBackbone) -> Recipe:
+        """What the contents depend on, besides the images."""
+        return {"layers": self.blocks(backbone), "scales": list(self.scales), "quantile": self.quantile}
+
+    def clear(self) -> None:
+        """Forget all images."""
+        self.patches = torch.empty(0, device=self.patches.device)
+        self.reference = torch.tensor(1.0, device=self.reference.device)
 
     def blocks(self, backbone: ClipBackbone) -> list[int]:
         """Blocks whose tokens are compared."""
@@ -85,20 +97,25 @@ class FewShotMemory(nn.Module):
         """
         patches, grid = [], (0, 0)
         for features in batches:
-            patches.append(self._patches(features, backbone))
+            patches.append(self.patches_of(features, backbone))
             grid = features.grid
-        self.memory = torch.cat(patches, dim=1)
-        images = self.memory.shape[1]
+        self.patches = torch.cat(patches, dim=1)
+        images = self.patches.shape[1]
         if images == 1:  # It can only be compared with its own other patches.
-            distances = self._distances(self.memory, within=near(grid, max(self.scales) // 2))
+            distances = self._distances(self.patches, within=neighbour_mask(grid, max(self.scales) // 2))
         else:
             distances = torch.cat(
-                [self._distances(self.memory[:, index : index + 1], leave_out=index) for index in range(images)]
+                [self._distances(self.patches[:, index : index + 1], leave_out=index) for index in range(images)]
             )
         self.reference = torch.quantile(distances.flatten(), self.quantile).clamp(min=1e-4)
 
     def forward(
-        self, features: ImageFeatures, backbone: ClipBackbone, size: tuple[int, int], leave_out: int | None = None
+        self,
+        features: ImageFeatures,
+        backbone: ClipBackbone,
+        size: tuple[int, int],
+        leave_out: int | None = None,
+        substitute: Tensor | None = None,
     ) -> Tensor:
         """Probability of anomalous per pixel, ``[B, H, W]``.
 
@@ -106,23 +123,25 @@ class FewShotMemory(nn.Module):
             features: Result of the pass.
             backbone: The frozen CLIP.
             size: Height and width of the map.
-            leave_out: Image of the memory that does not count.
+            leave_out: Image of the memory bank that does not count.
+            substitute: What takes its place: the result of :meth:`patches_of` for one other image.
 
         Raises:
-            CheckpointError: If the memory was filled with other blocks or scales.
+            CheckpointError: If the memory bank was filled with other blocks or scales.
         """
-        patches = self._patches(features, backbone)
-        if len(patches) != len(self.memory):
+        patches = self.patches_of(features, backbone)
+        if len(patches) != len(self.patches):
             msg = (
-                f"The memory of normal patches has {len(self.memory)} rows of blocks and scales, the model compares "
+                f"The memory bank has {len(self.patches)} rows of blocks and scales, the model compares "
                 f"{len(patches)}: it was filled with other settings or by an older version. Make a new model with k_shot."
             )
             raise CheckpointError(msg)
-        squared = self._distances(patches, leave_out) ** 2  # [B, L]
+        squared = self._distances(patches, leave_out, substitute=substitute) ** 2  # [B, L]
         probabilities = squared / (squared + self.reference**2)
-        return enlarge_and_smooth(tokens_to_grid(probabilities, features.grid), size, self.sigma).clamp(0, 1)
+        sigma = 4.0 * min(size) / 240 if self.sigma is None else self.sigma
+        return upsample_and_smooth(tokens_to_grid(probabilities, features.grid), size, sigma).clamp(0, 1)
 
-    def _patches(self, features: ImageFeatures, backbone: ClipBackbone) -> Tensor:
+    def patches_of(self, features: ImageFeatures, backbone: ClipBackbone) -> Tensor:
         """Unit patch tokens of all blocks, at each scale: ``[layers * scales, B, L, W]``."""
         rows = []
         for block in self.blocks(backbone):
@@ -132,21 +151,30 @@ class FewShotMemory(nn.Module):
                 rows.append(F.normalize(means.flatten(2).transpose(1, 2), dim=-1))
         return torch.stack(rows)
 
-    def _distances(self, patches: Tensor, leave_out: int | None = None, within: Tensor | None = None) -> Tensor:
-        """Distance ``[B, L]`` to the nearest patch of the memory.
+    def _distances(
+        self,
+        patches: Tensor,
+        leave_out: int | None = None,
+        within: Tensor | None = None,
+        substitute: Tensor | None = None,
+    ) -> Tensor:
+        """Distance ``[B, L]`` to the nearest patch of the memory bank.
 
         Args:
             patches: Unit vectors ``[layers * scales, B, L, W]``.
-            leave_out: Image of the memory that does not count.
+            leave_out: Image of the memory bank that does not count.
             within: Pairs ``[L, L]`` that do not count, where a single image is compared with itself.
+            substitute: Patches of one image, ``[layers * scales, 1, L, W]``, that count in its place.
         """
         rows = []
         # Image by image bounds the memory, and leaves the size of the batch open when the model is exported.
-        for own, normal in zip(patches, self.memory, strict=True):
+        for row, (own, normal) in enumerate(zip(patches, self.patches, strict=True)):
             nearest = own.new_full(own.shape[:2], -1.0)
             for index, known in enumerate(normal):
                 if index == leave_out:
-                    continue
+                    if substitute is None:
+                        continue
+                    known = substitute[row, 0]  # noqa: PLW2901
                 cosines = own @ known.T  # [B, L, L]
                 if within is not None:
                     cosines = cosines.masked_fill(within.to(cosines.device), -1)

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from anomalib_zsclip.command import is_command
+from anomalib_zsclip.errors import is_command
 
 COLUMNS = ("path", "pred_score", "pred_label", "explanation")
 

@@ -1,0 +1,11 @@
+"""From image files to tensors: checks of files, reading ahead, normal images, and CLIP's pre-processing.
+
+Everything that opens an image file for the model is here. ``models`` comes in; this room knows of no other one.
+"""
+
+from .checks import UnreadableImages
+from .normal_images import NormalImages, find_normal_images
+from .pre_processing import ClipPreProcessor
+from .read_ahead import ReadAhead
+
+__all__ = ["ClipPreProcessor", "NormalImages", "ReadAhead", "UnreadableImages", "find_normal_images"]

@@ -1,0 +1,100 @@
+"""Normal images that are at hand: a folder of good parts, or the training images of a data module."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.data import PredictDataset
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torchvision.transforms.v2 import Transform
+
+from anomalib_zsclip.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class NormalImages:
+    """Images of good parts, in the order in which their files lie.
+
+    Attributes:
+        dataset: What reads them; its items have ``image``, ``[3, H, W]`` in [0, 1].
+        files: Their files.
+        origin: Where they come from, in words.
+    """
+
+    dataset: Any
+    files: tuple[Path, ...]
+    origin: str
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.files)
+
+    def pick(self, count: int, seed: int = 0) -> list[int]:
+        """``count`` different indices in random order, the same for the same seed and the same number of images."""
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+
+    def identity(self, indices: Sequence[int]) -> str:
+        """Hash that tells these images from others: names and sizes of all files, contents of those of ``indices``.
+
+        The folder that they lie in does not count: the same parts elsewhere are the same parts.
+        """
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{file.name}|{file.stat().st_size}|".encode("utf-8", "surrogateescape"))
+        for index in indices:
+            stat = self.files[index].stat()
+            digest.update(_content(str(self.files[index]), stat.st_size, stat.st_mtime_ns))
+        return digest.hexdigest()[:32]
+
+    def batches(
+        self, indices: Sequence[int], transform: Transform | None, device: torch.device, batch_size: int = 8
+    ) -> Iterator[Tensor]:
+        """Pre-processed images ``[b, 3, H, W]`` of ``indices``."""
+        for start in range(0, len(indices), batch_size):
+            images = [self.dataset[index].image for index in indices[start : start + batch_size]]
+            yield torch.stack([transform(image) if transform else image for image in images]).to(device)
+
+
+@lru_cache(maxsize=4096)
+def _content(path: str, size: int, changed: int) -> bytes:
+    """Hash of a file's content, computed once as long as its size and time of change stay."""
+    del size, changed
+    return hashlib.sha256(Path(path).read_bytes()).digest()
+
+
+def find_normal_images(normal_dir: str | Path | None, trainer: Trainer | None) -> NormalImages | None:
+    """The images of ``normal_dir``, else the training images of the trainer's data module if all of them are normal.
+
+    Raises:
+        ArgumentError: If ``normal_dir`` is no folder with images.
+    """
+    if normal_dir is not None:
+        return _images_of_folder(Path(normal_dir).expanduser())
+    datamodule = getattr(trainer, "datamodule", None)
+    data = getattr(datamodule, "train_data", None)
+    samples = getattr(data, "samples", None)
+    if samples is None or not len(samples) or samples["label_index"].to_numpy().any():
+        return None
+    files = tuple(Path(path) for path in samples["image_path"])
+    return NormalImages(data, files, f"the training images of {type(datamodule).__name__}")
+
+
+def _images_of_folder(folder: Path) -> NormalImages:
+    if not folder.is_dir():
+        msg = f"normal_dir={str(folder)!r} is not a folder."
+        raise ArgumentError(msg)
+    try:
+        dataset = PredictDataset(folder)
+    except (ValueError, FileNotFoundError):
+        dataset = None
+    if dataset is None or not len(dataset):
+        msg = f"normal_dir={str(folder)!r} holds no images."
+        raise ArgumentError(msg)
+    return NormalImages(dataset, tuple(Path(file) for file in dataset.image_filenames), f"normal_dir={str(folder)!r}")

@@ -1,0 +1,54 @@
+"""What the arguments that all models share stand for: backbone, image size, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from anomalib_zsclip.clip import ClipBackbone
+from anomalib_zsclip.errors import ArgumentError
+
+WEIGHT_FILES = ("checkpoint", "sdp_plus_checkpoint", "anomaly_clip_checkpoint")
+"""Arguments that name files with learned parameters."""
+
+IN_CHECKPOINT = "(in the checkpoint)"
+"""What a checkpoint has in place of such a file: it holds the parameters, and the file may be gone."""
+
+
+def read_backbone_arguments(
+    backbone: str, pretrained: str | Path | None, auto: tuple[str, str], position_mode: str
+) -> ClipBackbone:
+    """Load the backbone that a model's arguments name."""
+    return ClipBackbone.load(
+        backbone, str(pretrained) if pretrained is not None else None, auto=auto, position_mode=position_mode
+    )
+
+
+def resolve_size(image_size: int | Sequence[int] | None, backbone: ClipBackbone) -> tuple[int, int]:
+    """Height and width that images are resized to: a side or both given, or the backbone's default.
+
+    Raises:
+        ArgumentError: If it is smaller than a patch or of another form.
+    """
+    if image_size is None:
+        return (backbone.default_size, backbone.default_size)
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or not all(isinstance(side, int) and side >= backbone.patch_size for side in size):
+        msg = (
+            f"image_size={image_size!r} must be a side or (height, width) of at least one patch of "
+            f"{backbone.patch_size} pixels."
+        )
+        raise ArgumentError(msg)
+    return (size[0], size[1])
+
+
+def resolve_precision(precision: str, backbone: ClipBackbone) -> str:
+    """``"auto"``: bf16 where the device multiplies it natively."""
+    if precision != "auto":
+        return precision
+    if backbone.device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if native else "float32"

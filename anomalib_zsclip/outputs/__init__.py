@@ -1,0 +1,11 @@
+"""From predictions to what a user sees: decisions, metrics, pictures, and the table of scores.
+
+anomalib calls what is here as callbacks; ``models`` only chooses them.
+"""
+
+from .evaluation import default_evaluator
+from .post_processing import MonotonePostProcessor
+from .predictions_file import PredictionsFile
+from .visualizer import FixedScaleVisualizer
+
+__all__ = ["FixedScaleVisualizer", "MonotonePostProcessor", "PredictionsFile", "default_evaluator"]

@@ -19,7 +19,7 @@ from anomalib_zsclip.heads.base import LearnableHead
 from anomalib_zsclip.heads.sdp import SdpHead
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.learning import LearningMixin
-from anomalib_zsclip.models.zero_shot_mixin import ZeroShotMixin
+from anomalib_zsclip.models.hooks import ZeroShotMixin
 
 IMAGE_SIZE = 32
 

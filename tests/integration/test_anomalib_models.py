@@ -15,7 +15,7 @@ from PIL import Image
 
 from anomalib_zsclip import AnomalyClip, ClipAd, RandomWordClip, SyntheticDefects, ZsClip
 from anomalib_zsclip.errors import ArgumentError, CheckpointError, ImageReadError
-from anomalib_zsclip.post_processing import LABELLED_DATA, NO_DATA, NORMAL_IMAGES
+from anomalib_zsclip.outputs.post_processing import LABELLED_DATA, NO_DATA, NORMAL_IMAGES
 
 METRICS = {"image_AUROC", "image_AveragePrecision", "image_F1Max", "pixel_AUROC", "pixel_F1Max", "pixel_AUPRO"}
 
@@ -143,10 +143,10 @@ def test_one_pass_of_the_tower_serves_all_heads(monkeypatch: pytest.MonkeyPatch)
 def test_few_shot_from_the_training_images(data: SyntheticDefects, engine: Engine) -> None:
     model = ZsClip(backbone="builtin", heads=["sdp"], k_shot=2)
     engine.train(model, datamodule=data)
-    assert model.model.memory.memory.shape[1] == 2
+    assert model.model.memory_bank.patches.shape[1] == 2
     (checkpoint,) = files(engine, "model.ckpt")
     loaded = ZsClip.load_from_checkpoint(checkpoint)
-    assert torch.equal(loaded.model.memory.memory, model.model.memory.memory)
+    assert torch.equal(loaded.model.memory_bank.patches, model.model.memory_bank.patches)
     assert loaded.k_shot == 2
 
 
@@ -156,7 +156,7 @@ def test_few_shot_without_normal_images_says_what_to_do(folder: Path, engine: En
 
 
 def test_decisions_from_a_folder_of_good_parts(folder: Path, engine: Engine) -> None:
-    model = ZsClip(backbone="builtin", heads=["sdp"], normal_dir=folder / "train" / "good", normal_quantile=1.0)
+    model = ZsClip(backbone="builtin", heads=["sdp"], normal_dir=folder / "train" / "good", false_alarms=0.0)
     predictions = engine.predict(model, data_path=folder / "train" / "good")
     assert int(model.post_processor.source) == NORMAL_IMAGES
     assert not any(bool(batch.pred_label) for batch in predictions)

@@ -15,7 +15,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.errors import CheckpointError
 from anomalib_zsclip.models import anomaly_clip, zs_clip
-from anomalib_zsclip.models.zero_shot_mixin import BACKBONE_PREFIX
+from anomalib_zsclip.models.checkpoints import BACKBONE_PREFIX
 from tests.builtin_models import MODELS, make_model
 from tests.transfer_data import make_category
 

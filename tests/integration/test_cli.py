@@ -53,7 +53,7 @@ def test_reading_ahead_gives_the_predictions_of_one_by_one(tmp_path: Path) -> No
     from anomalib.engine import Engine
 
     from anomalib_zsclip import ClipAd
-    from anomalib_zsclip.reading import MANY
+    from anomalib_zsclip.images.read_ahead import MANY
 
     images = tmp_path / "images"
     images.mkdir()
@@ -116,6 +116,13 @@ def test_a_mistake_gives_one_message_and_no_stack(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def accepted_by(cls: type) -> set[str]:
+    """Arguments of a model, those of its head included."""
+    from jsonargparse._parameter_resolvers import get_signature_parameters
+
+    return {parameter.name for parameter in get_signature_parameters(cls, "__init__")}
+
+
 def test_configs_name_existing_classes_and_arguments() -> None:
     import anomalib_zsclip
     from anomalib_zsclip import models
@@ -123,8 +130,31 @@ def test_configs_name_existing_classes_and_arguments() -> None:
     for path in sorted((ROOT / "configs" / "model").glob("*.yaml")):
         config = yaml.safe_load(path.read_text())
         cls = getattr(models, config["class_path"].rsplit(".", 1)[1])
-        accepted = cls.__init__.__annotations__
+        accepted = accepted_by(cls)
         assert set(config["init_args"]) <= set(accepted), path
     for path in sorted((ROOT / "configs" / "data").glob("*.yaml")):
         config = yaml.safe_load(path.read_text())
         assert hasattr(anomalib_zsclip, config["class_path"].rsplit(".", 1)[1]), path
+
+
+@pytest.mark.parametrize("model", ["ZsClip", "RandomWordClip", "ClipAd", "AnomalyClip"])
+def test_help_says_what_every_argument_does(model: str) -> None:
+    from anomalib.models.components import AnomalibModule
+    from jsonargparse import ArgumentParser
+
+    import anomalib_zsclip
+    from anomalib_zsclip.heads.options import HeadOptions
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(getattr(anomalib_zsclip, model), "model")
+    assert issubclass(getattr(anomalib_zsclip, model), AnomalibModule)
+    names, fields = set(), set(HeadOptions.__dataclass_fields__)
+    for action in parser._actions:
+        if not action.option_strings or action.dest == "help" or "Config" in type(action).__name__:
+            continue
+        names.add(action.dest.rsplit(".", 1)[-1])
+        text = str(action.help or "").strip()
+        assert len(text) > 12, f"{action.dest}: {action.help!r}"
+        assert "See the" not in text, action.dest
+    assert fields <= names, "the arguments of the head are among them"
+    assert {"threshold", "pixel_threshold", "false_alarms", "normal_dir", "backbone"} <= names

@@ -12,7 +12,7 @@ from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
 from torch import Tensor
 
-from anomalib_zsclip.pre_processing import resize_antialiased
+from anomalib_zsclip.images.pre_processing import resize_antialiased
 from tests.builtin_models import MODELS, make_model
 
 pytest.importorskip("onnxscript")

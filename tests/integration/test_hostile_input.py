@@ -27,13 +27,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anomalib_zsclip import AnomalyClip, ClipAd, ClipBackbone, RandomWordClip, ZsClip
-from anomalib_zsclip.clip import loading
+from anomalib_zsclip.clip.architectures import build_model
+from anomalib_zsclip.clip.weight_files import read_weights
 from anomalib_zsclip.errors import ArgumentError, BackboneError, CheckpointError, ImageReadError, ZsClipError
 from anomalib_zsclip.heads import random_word
-from anomalib_zsclip.heads.few_shot import FewShotMemory
+from anomalib_zsclip.heads.memory_bank import MemoryBank
 from anomalib_zsclip.heads.random_word import RandomWordHead
 from anomalib_zsclip.heads.sdp import SdpHead
-from anomalib_zsclip.models.zero_shot_mixin import UNREADABLE
+from anomalib_zsclip.images.checks import UNREADABLE
 from anomalib_zsclip.prompts.ensembles import state_sentences
 from anomalib_zsclip.prompts.learned import load_prompts
 from anomalib_zsclip.prompts.random_words import random_word_prompts
@@ -217,7 +218,7 @@ WRITERS: dict[str, Callable[[dict[str, Tensor], Path], None]] = {
 
 @torch.no_grad()
 def embeds_finitely(path: Path) -> None:
-    backbone = ClipBackbone(loading.build_model(TINY, loading.read_state_dict(path), "The file"))
+    backbone = ClipBackbone(build_model(TINY, read_weights(path).tensors, "The file"))
     ids = torch.arange(8).unsqueeze(0)
     assert bool(backbone(torch.rand(1, 3, 16, 16)).isfinite().all())
     assert bool(backbone.encode_prompts(backbone.embed_tokens(ids), torch.tensor([7])).isfinite().all())
@@ -245,18 +246,18 @@ def test_impossible_weights_are_refused(weights: dict[str, Tensor], value: float
     broken = {**weights, "visual.proj": weights["visual.proj"].clone()}
     broken["visual.proj"][0, 0] = value
     with pytest.raises(BackboneError, match=r"visual\.proj has values"):
-        loading.build_model(TINY, broken, "The file")
+        build_model(TINY, broken, "The file")
 
 
 def test_swapped_weights_are_refused(weights: dict[str, Tensor]) -> None:
     one, other = "visual.proj", "token_embedding.weight"
     with pytest.raises(BackboneError, match="instead of"):
-        loading.build_model(TINY, {**weights, one: weights[other], other: weights[one]}, "The file")
+        build_model(TINY, {**weights, one: weights[other], other: weights[one]}, "The file")
 
 
 def test_torchscript_weights_are_those_of_the_archive(weights: dict[str, Tensor], tmp_path: Path) -> None:
     save_torchscript(weights, tmp_path / "weights.pt")
-    read = loading.read_state_dict(tmp_path / "weights.pt")
+    read = read_weights(tmp_path / "weights.pt").tensors
     assert read.keys() == weights.keys()
     assert all(torch.equal(read[key], weights[key].half().float()) for key in weights)
 
@@ -293,7 +294,7 @@ class ScriptedAttack(nn.Module):
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    "weights": loading.read_state_dict,
+    "weights": read_weights,
     "prompts": load_prompts,
     "linear layers": lambda path: ClipAd("sdp+", "builtin", checkpoint=path, prompts=FEW_PROMPTS, rvs="mean"),
     "checkpoint": RandomWordClip.load_from_checkpoint,
@@ -344,7 +345,7 @@ def test_torchscript_pickle_may_name_nothing_but_its_own_building_blocks(
             content = pickle.dumps(Attack(marker), 2) if name.endswith("/data.pkl") else good.read(name)
             bad.writestr(name, content)
     with pytest.raises(BackboneError, match="pickled"):
-        loading.read_state_dict(tmp_path / "bad.pt")
+        read_weights(tmp_path / "bad.pt")
     assert not marker.exists()
 
 
@@ -385,7 +386,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "nan": lambda content: set_value(content["state_dict"], torch.nan),
     "inf": lambda content: set_value(content["state_dict"], -torch.inf),
     "swapped weights": lambda content: swap(content["state_dict"], "network.0.weight", "network.2.weight"),
-    "swapped buffers": lambda content: swap(content["state_dict"], "center", "is_ready"),
+    "swapped buffers": lambda content: swap(content["state_dict"], "center", "network.0.weight"),
     "missing weights": lambda content: content["state_dict"].pop("model.heads.random_word.network.0.weight"),
     "unknown weights": lambda content: content["state_dict"].update({"model.other": torch.ones(1)}),
     "no tensor": lambda content: content["state_dict"].update({"model.heads.random_word.center": "zero"}),
@@ -429,7 +430,9 @@ def test_any_text_may_be_a_class_name_or_a_state(detector: AnomalibModule, name:
     text = SdpHead(backbone, prompts=FEW_PROMPTS, rvs="mean", text_cache=False).compile_text(backbone, TEXTS[name])
     torch.testing.assert_close(text.norm(dim=0), torch.ones(2))
     if "{" not in TEXTS[name]:
-        head = RandomWordHead(backbone.embed_dim, 10, anomalous_states=[TEXTS[name] + " {}"], text_cache=False)
+        head = RandomWordHead(
+            backbone.embed_dim, prompts_per_class=10, anomalous_states=[TEXTS[name] + " {}"], text_cache=False
+        )
         head.setup(backbone, "object")
         probability = head.probability(torch.ones(1, backbone.embed_dim))
         assert 0 <= float(probability) <= 1
@@ -479,7 +482,7 @@ ARGUMENTS: list[tuple[type[AnomalibModule], dict[str, Any], tuple[str, ...]]] = 
     (
         ZsClip,
         {"heads": ["sdp"], "sdp": FEW, "random_word": {"prompts_per_class": 10}, "explain": False},
-        ("heads", "weights", "map_share", "memory_share", "k_shot", "normal_images", "normal_quantile", "sdp"),
+        ("heads", "weights", "map_share", "memory_share", "k_shot", "normal_images", "false_alarms", "threshold", "sdp"),
     ),
 ]  # fmt: skip
 
@@ -531,7 +534,7 @@ def test_tensors_that_are_no_images_are_refused(detector: AnomalibModule, shape:
 def test_memory_takes_a_share_of_normal_patches_alone() -> None:
     for quantile in (0, 1, float("nan"), -1):
         with pytest.raises(ArgumentError, match="quantile"):
-            FewShotMemory(quantile=quantile)
+            MemoryBank(quantile=quantile)
 
 
 # ---------------------------------------------------------------------- configuration files

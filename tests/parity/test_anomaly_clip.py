@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead, class_probabilities, image_loss, map_losses, summed_map
-from anomalib_zsclip.maps import enlarge, tokens_to_grid
+from anomalib_zsclip.heads.maps import tokens_to_grid, upsample
 
 from .conftest import Arrays, Config, backbone_of, deviation, fixture_files, load_fixture, recipe
 
@@ -75,7 +75,7 @@ def infer(path: Path) -> tuple[dict[str, Tensor], Arrays]:
         "image_features": F.normalize(embedding, dim=-1),
         "patch_features": patches,
         "similarity": similarity,
-        "similarity_map": enlarge(anomalous, size),
+        "similarity_map": upsample(anomalous, size),
         "anomaly_map_raw": summed_map(similarity[:, :, 1:], features.grid, size, sigma=0),
         # The published map is the sum over the layers, the head's is their mean.
         "anomaly_map": head(features, backbone, size).anomaly_map * len(patches),

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from anomalib_zsclip.clip import ClipBackbone
+from anomalib_zsclip.heads.maps import upsample
 from anomalib_zsclip.heads.sdp import SdpHead
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead, layer_losses, original_tokens
-from anomalib_zsclip.maps import enlarge
 from anomalib_zsclip.prompts import representative_vector, state_sentences
 
 from .conftest import Arrays, Config, backbone_of, deviation, fixture_files, load_fixture, recipe
@@ -203,7 +203,7 @@ def test_sdp_plus_learning_equals_the_published_program(path: Path) -> None:
         for step in range(config["steps"]):
             with torch.no_grad():
                 logits = plus.layer_logits(inputs["tokens"], inputs["text"])
-                focal, dice = layer_losses(enlarge(logits, masks.shape[-2:], align_corners=True), masks)
+                focal, dice = layer_losses(upsample(logits, masks.shape[-2:], align_corners=True), masks)
             losses = plus.learning_loss(backbone, inputs, masks, labels)
             optimizer.zero_grad()
             losses["loss"].backward()

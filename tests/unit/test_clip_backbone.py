@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, loading
+from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, architectures, loading, published
 from anomalib_zsclip.clip.image_tower import attend, layer_norm, project_heads
 from anomalib_zsclip.clip.text_cache import cache_folder, embed_texts
 from anomalib_zsclip.errors import ArgumentError, BackboneError
@@ -51,7 +51,7 @@ def test_architectures_of_open_clip_give_its_own_embeddings(name: str) -> None:
     config = open_clip.get_model_config(name)
     config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 2  # the real widths, fewer blocks
     model = open_clip.model.CLIP(**{key: value for key, value in config.items() if key != "custom_text"}).eval()
-    backbone = ClipBackbone(loading.build_model(config, model.state_dict(), "the test"))
+    backbone = ClipBackbone(architectures.build_model(config, model.state_dict(), "the test"))
     image = torch.randn(1, 3, backbone.image_size, backbone.image_size)
     assert torch.allclose(backbone(image), model.encode_image(image), atol=1e-5)
     assert torch.allclose(backbone.encode_text(SENTENCES), model.encode_text(backbone.tokenize(SENTENCES)), atol=1e-5)
@@ -362,8 +362,8 @@ def test_offline_is_known_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(loading.urllib.request, "urlopen", lambda *_a, **_k: pytest.fail("asked the network"))
-    assert not loading.is_available("ViT-B-16-plus-240", "laion400m_e31")
+    monkeypatch.setattr(published.urllib.request, "urlopen", lambda *_a, **_k: pytest.fail("asked the network"))
+    assert not published.is_available("ViT-B-16-plus-240", "laion400m_e31")
 
 
 def test_fingerprints_tell_weights_apart(tiny_clip: nn.Module) -> None:
@@ -373,3 +373,141 @@ def test_fingerprints_tell_weights_apart(tiny_clip: nn.Module) -> None:
     state["visual.proj"] = state["visual.proj"] + 1e-3
     other = ClipBackbone.from_state_dict(state, heads=(2, 2))
     assert one.fingerprint == same.fingerprint != other.fingerprint
+
+
+# ------------------------------------------------------------------ what the weights are run with
+def state_of_open_clip(quick: bool) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "layers": 4, "width": 64, "head_width": 32, "patch_size": 8}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3}
+    return state_dict_of(open_clip.model.CLIP(48, vision, text, quick_gelu=quick).eval())
+
+
+def activation(backbone: ClipBackbone) -> str:
+    return backbone.fingerprint.split("-")[1]
+
+
+@pytest.fixture
+def small_names(monkeypatch: pytest.MonkeyPatch, small_vit: nn.Module) -> None:
+    """Both names that this test needs stand for the tiny architecture."""
+    config = open_clip.get_model_config("ViT-B-32")
+    original = open_clip.get_model_config
+    names = ("ViT-B-32", "ViT-L-14-336", "ViT-B-16-plus-240")
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: config if name in names else original(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "expected", "warned"),
+    [
+        ("ViT-B-32", "openai keys", "quickgelu", False),
+        ("ViT-B-32", "plain", "gelu", True),
+        ("ViT-L-14-336", "plain", "quickgelu", False),
+        ("ViT-B-16-plus-240", "plain", "gelu", False),
+        ("ViT-L-14-336-quickgelu", "plain", "quickgelu", False),
+    ],
+)
+def test_activation_of_a_local_file(
+    small_names: None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    form: str,
+    expected: str,
+    warned: bool,
+) -> None:
+    state = state_of_open_clip(quick=True)
+    if form == "openai keys":
+        state |= {
+            "input_resolution": torch.tensor(32),
+            "context_length": torch.tensor(77),
+            "vocab_size": torch.tensor(9),
+        }
+    torch.save(state, tmp_path / "weights.pt")
+    backbone = ClipBackbone.load(name, str(tmp_path / "weights.pt"))
+    assert activation(backbone) == expected
+    assert ("-quickgelu" in caplog.text) == warned
+
+
+def test_openais_archive_is_quick_gelu_under_any_name(small_names: None, tmp_path: Path) -> None:
+    class Archive(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    model = Archive()
+    for key, value in state_of_open_clip(quick=True).items():
+        owner = model
+        *path, leaf = key.split(".")
+        for part in path:
+            if part not in dict(owner.named_children()):
+                owner.add_module(part, Archive())
+            owner = getattr(owner, part)
+        owner.register_buffer(leaf, value)
+    torch.jit.script(model).save(str(tmp_path / "ViT-B-32.pt"))
+    for name in ("ViT-B-32", "ViT-B-16-plus-240"):
+        assert activation(ClipBackbone.load(name, str(tmp_path / "ViT-B-32.pt"))) == "quickgelu"
+
+
+def test_the_tag_openai_is_quick_gelu(small_names: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(state_of_open_clip(quick=True), tmp_path / "weights.safetensors")
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda *_a, **_k: str(tmp_path / "weights.safetensors"))
+    assert activation(ClipBackbone.load("ViT-B-32", "openai")) == "quickgelu"
+    assert activation(ClipBackbone.load("ViT-B-32", "laion400m_e31")) == "gelu"
+
+
+def test_activation_and_heads_belong_to_the_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = state_of_open_clip(quick=False)
+    usual = ClipBackbone.from_state_dict(state, heads=(2, 2))
+    others = [
+        ClipBackbone.from_state_dict(state, quick_gelu=True, heads=(2, 2)),
+        ClipBackbone.from_state_dict(state, heads=(4, 2)),
+        ClipBackbone.from_state_dict(state, heads=(2, 4)),
+    ]
+    monkeypatch.setenv("ANOMALIB_ZSCLIP_CACHE", str(tmp_path))
+    text = embed_texts(usual, SENTENCES)
+    assert usual.identity.matches(usual.fingerprint)
+    assert usual.identity.matches(usual.fingerprint.split("-")[0]), "as files of the version before have it"
+    for other in others:
+        assert other.fingerprint != usual.fingerprint
+        assert not other.identity.matches(usual.fingerprint)
+        assert torch.equal(embed_texts(other, SENTENCES), other.encode_text(SENTENCES, normalize=True)), (
+            "own cache entry"
+        )
+    assert torch.equal(embed_texts(usual, SENTENCES), text)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+
+
+@pytest.mark.parametrize("damage", ["download fails", "file is no archive"])
+def test_auto_falls_back_when_the_download_fails_after_all(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_args: object, **_kwargs: object) -> str:
+        if damage == "download fails":
+            raise OSError("connection reset by peer")
+        (tmp_path / "weights.pt").write_bytes(b"<html>please log in</html>")
+        return str(tmp_path / "weights.pt")
+
+    monkeypatch.setattr(loading, "is_available", lambda *_args: True)
+    monkeypatch.setattr(open_clip, "download_pretrained", fail)
+    assert ClipBackbone.load("auto").name == "builtin"
+    assert "BUILT-IN" in caplog.text
+    assert ("connection reset" if damage == "download fails" else "is damaged") in caplog.text
+
+
+def test_cached_weights_are_found_without_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(published.urllib.request, "urlopen", lambda *_a, **_k: pytest.fail("asked the network"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = {"url": "https://example.org/folder/weights-v2.pt"}
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_args: config)
+    (tmp_path / ".cache" / "clip").mkdir(parents=True)
+    (tmp_path / ".cache" / "clip" / "weights-v2.pt").touch()
+    assert published.is_available("ViT-B-32", "some tag")
+    config.pop("url")
+    config["hf_hub"] = "somebody/something/"
+    asked: list[str] = []
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda repository, file: asked.append(repository) or str(tmp_path)
+    )
+    assert published.is_available("ViT-B-32", "some tag")
+    assert asked == ["somebody/something"]

@@ -13,9 +13,9 @@ from anomalib.models import get_model
 from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
 from anomalib.utils.config import flatten_dict
 
-from anomalib_zsclip.comparison import CostEvaluator, WinClipInBenchmark, comparable
+from anomalib_zsclip.benchmark.comparison import CostEvaluator, WinClipInBenchmark, comparable
 from anomalib_zsclip.errors import ArgumentError
-from anomalib_zsclip.post_processing import MonotonePostProcessor
+from anomalib_zsclip.outputs.post_processing import MonotonePostProcessor
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "benchmark"
 
@@ -45,7 +45,7 @@ def test_models_come_from_a_configuration() -> None:
     assert model.visualizer is None
     own = get_model(
         {
-            "class_path": "anomalib_zsclip.comparison.comparable",
+            "class_path": "anomalib_zsclip.benchmark.comparable",
             "init_args": {"model": "RandomWordClip", "arguments": [{"backbone": "builtin"}, {"prompts_per_class": 5}]},
         }
     )
@@ -74,7 +74,7 @@ def test_cost_is_logged_without_the_first_batch(monkeypatch: pytest.MonkeyPatch)
     evaluator.test_metrics = torch.nn.ModuleList()
     module = SimpleNamespace(device=torch.device("cpu"), log=logged.__setitem__)
     clock = iter([0.0, 9.0, 10.0, 10.5, 20.0, 20.1])
-    monkeypatch.setattr("anomalib_zsclip.comparison.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("anomalib_zsclip.benchmark.comparison.time.perf_counter", lambda: next(clock))
     evaluator.on_test_start(None, module)
     for count in (4, 4, 2):
         evaluator.on_test_batch_start(None, module, None, 0)

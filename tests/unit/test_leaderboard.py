@@ -9,8 +9,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from anomalib_zsclip.benchmark.leaderboard import main, to_markdown
+from anomalib_zsclip.benchmark.page import to_html
+from anomalib_zsclip.benchmark.published_results import PUBLISHED
+from anomalib_zsclip.benchmark.results import read_results
+from anomalib_zsclip.benchmark.tables import tables
 from anomalib_zsclip.errors import ArgumentError
-from anomalib_zsclip.leaderboard import PUBLISHED, main, read_results, tables, to_html, to_markdown
 
 VOID = {"meta", "path", "use", "link", "br"}
 
@@ -50,7 +54,7 @@ def write(
 ) -> Path:
     rows = [
         {
-            "model.class_path": "anomalib_zsclip.comparison.comparable",
+            "model.class_path": "anomalib_zsclip.benchmark.comparable",
             "model.init_args.model": model,
             "model.init_args.arguments": "[{'backbone': 'builtin'}]" if model == "ZsClip" else "[]",
             "data.class_path": dataset,

@@ -10,8 +10,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn.functional import interpolate
 
-from anomalib_zsclip.losses import dice_loss, focal_loss
-from anomalib_zsclip.maps import enlarge, enlarge_and_smooth, smooth, tokens_to_grid
+from anomalib_zsclip.heads.losses import dice_loss, focal_loss
+from anomalib_zsclip.heads.maps import smooth, tokens_to_grid, upsample, upsample_and_smooth
 
 
 def random_maps(*shape: int) -> torch.Tensor:
@@ -28,11 +28,11 @@ def test_tokens_are_laid_row_by_row() -> None:
 @pytest.mark.parametrize(
     ("source", "size"), [((3, 3), (48, 48)), ((4, 7), (61, 33)), ((1, 5), (7, 9)), ((9, 9), (4, 5))]
 )
-def test_enlarge_equals_torch(source: tuple[int, int], size: tuple[int, int], align_corners: bool) -> None:
+def test_upsample_equals_torch(source: tuple[int, int], size: tuple[int, int], align_corners: bool) -> None:
     maps = random_maps(2, 3, *source)
 
     expected = interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
-    torch.testing.assert_close(enlarge(maps, size, align_corners=align_corners), expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(upsample(maps, size, align_corners=align_corners), expected, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("sigma", [0.3, 2.0, 8.0])
@@ -47,8 +47,8 @@ def test_smooth_equals_scipy(size: tuple[int, int], sigma: float) -> None:
 def test_one_step_equals_two() -> None:
     maps = random_maps(2, 5, 6)
 
-    two = smooth(enlarge(maps, (40, 50)), 3.0)
-    torch.testing.assert_close(enlarge_and_smooth(maps, (40, 50), 3.0), two, atol=1e-6, rtol=0)
+    two = smooth(upsample(maps, (40, 50)), 3.0)
+    torch.testing.assert_close(upsample_and_smooth(maps, (40, 50), 3.0), two, atol=1e-6, rtol=0)
 
 
 def test_without_sigma_nothing_is_smoothed() -> None:

@@ -55,7 +55,7 @@ def test_importing_anomalib_alone_finds_us() -> None:
 
 def test_the_hook_is_small_and_can_be_switched_off() -> None:
     code = (
-        "import os, sys; before = set(sys.modules); import _anomalib_zsclip_hook as h; "
+        "import os, sys; before = set(sys.modules); import _anomalib_zsclip_hook as h; h.install(); "
         "print(sorted(set(sys.modules) - before), any(f is h._AfterAnomalibModels for f in sys.meta_path))"
     )
     on = run(code, options=("-S",), PYTHONPATH=str(HOOK), ANOMALIB_ZSCLIP_DISABLE="")
@@ -72,7 +72,9 @@ def test_a_broken_package_breaks_neither_python_nor_anomalib(tmp_path: Path) -> 
     (tmp_path / "anomalib" / "models" / "__init__.py").write_text("value = 1")
     path = f"{tmp_path}{os.pathsep}{HOOK}"
     result = run(
-        "import _anomalib_zsclip_hook, anomalib.models; print(anomalib.models.value)", options=("-S",), PYTHONPATH=path
+        "import _anomalib_zsclip_hook as hook; hook.install(); import anomalib.models; print(anomalib.models.value)",
+        options=("-S",),
+        PYTHONPATH=path,
     )
     assert result.stdout.strip() == "1"
     assert "could not be loaded" in result.stderr
@@ -99,3 +101,21 @@ def test_the_command_shows_our_errors_without_a_stack(
         printed = capsys.readouterr().err
         assert "say what to do" in printed
         assert (printed.strip() == "Error: say what to do") == (program == "anomalib")
+
+
+def test_asking_whether_there_is_such_a_module_does_not_use_the_hook_up() -> None:
+    code = (
+        "import _anomalib_zsclip_hook as h; h.install(); h.install(); import importlib.util, sys;"
+        "assert importlib.util.find_spec('anomalib.models'); assert importlib.util.find_spec('anomalib.models');"
+        "assert sys.meta_path.count(h._AfterAnomalibModels) == 1;"
+        "import anomalib.models; print(hasattr(anomalib.models, 'ZsClip'), h._AfterAnomalibModels in sys.meta_path)"
+    )
+    result = run(code, PYTHONPATH=f"{HOOK}{os.pathsep}{HOOK.parent}")
+    assert result.stdout.strip().endswith("True False"), result.stderr
+
+
+def test_the_start_file_of_newer_pythons_names_what_the_pth_file_calls() -> None:
+    (line,) = (HOOK / "anomalib_zsclip.start").read_text().split()
+    module, function = line.split(":")
+    assert (HOOK / f"{module}.py").is_file()
+    assert f"{module}.{function}()" in (HOOK / "anomalib_zsclip.pth").read_text()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from anomalib_zsclip.errors import ArgumentError
-from anomalib_zsclip.post_processing import LABELLED_DATA, NO_DATA, NORMAL_IMAGES, MonotonePostProcessor
+from anomalib_zsclip.outputs.post_processing import LABELLED_DATA, NO_DATA, NORMAL_IMAGES, MonotonePostProcessor
 
 
 def validate(post_processor: PostProcessor, scores: Tensor, labels: Tensor) -> None:
@@ -73,13 +73,14 @@ def test_without_data_scores_pass_and_one_half_decides() -> None:
 
 
 def test_normal_images_alone_give_thresholds() -> None:
-    post_processor = MonotonePostProcessor(normal_quantile=0.9)
+    post_processor = MonotonePostProcessor(false_alarms=0.1)
     scores = torch.linspace(0.2, 0.3, 101)
     validate(post_processor, scores, torch.zeros(101, dtype=torch.int))
     assert int(post_processor.source) == NORMAL_IMAGES
-    assert torch.allclose(post_processor.image_threshold, torch.tensor(0.29), atol=1e-4)
+    # The 92nd of 101 scores: a new one exceeds it with a probability of 10 / 102.
+    assert torch.allclose(post_processor.image_threshold, torch.tensor(0.291), atol=1e-4)
     labels = post_processor(InferenceBatch(pred_score=scores)).pred_label
-    assert labels.sum() == 10
+    assert labels.sum() == 9
     assert "normal images" in post_processor.describe()
 
 
@@ -97,7 +98,7 @@ def test_equal_scores_are_no_trouble() -> None:
 
 
 def test_state_survives_a_checkpoint() -> None:
-    post_processor = MonotonePostProcessor(normal_quantile=0.8)
+    post_processor = MonotonePostProcessor(false_alarms=0.2)
     post_processor.decide_from_normal(torch.rand(20), torch.rand(20))
     other = MonotonePostProcessor()
     other.load_state_dict(post_processor.state_dict())
@@ -105,6 +106,12 @@ def test_state_survives_a_checkpoint() -> None:
     assert other.describe() == post_processor.describe()
 
 
-def test_a_quantile_outside_its_range_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="normal_quantile=0"):
-        MonotonePostProcessor(normal_quantile=0)
+@pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan"), "5 %", True])
+def test_a_share_of_false_alarms_outside_its_range_is_refused(share: object) -> None:
+    with pytest.raises(ArgumentError, match="false_alarms="):
+        MonotonePostProcessor(false_alarms=share)
+
+
+def test_the_old_word_for_false_alarms_still_works() -> None:
+    with pytest.warns(DeprecationWarning, match="false_alarms"):
+        assert MonotonePostProcessor(normal_quantile=0.9).false_alarms == pytest.approx(0.1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from anomalib.data import ImageBatch
 
-from anomalib_zsclip.predictions_file import COLUMNS, PredictionsFile, rows
+from anomalib_zsclip.outputs.predictions_file import COLUMNS, PredictionsFile, rows
 
 
 def make_batch(paths: list[str], *, explanation: list[str] | None = None, labelled: bool = True) -> ImageBatch:

@@ -10,7 +10,7 @@ from torch import nn
 
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.errors import ArgumentError
-from anomalib_zsclip.heads.base import combine_image_score
+from anomalib_zsclip.heads.options import combine_image_score
 from anomalib_zsclip.heads.random_word import (
     RandomWordHead,
     harmonic_aggregation,
@@ -79,14 +79,14 @@ def test_the_network_learns_what_can_be_told_apart_and_leaves_the_generator_alon
 
 def test_two_prompts_are_enough_to_train(tiny: ClipBackbone) -> None:
     head = head_for(tiny, prompts_per_class=1)
-    assert head.is_ready
+    assert head.probability(torch.randn(2, head.network[0].in_features)).isfinite().all()
 
 
 def test_setup_works_in_inference_mode(tiny: ClipBackbone) -> None:
     head = RandomWordHead(tiny.embed_dim, prompts_per_class=40)
     with torch.inference_mode():
         head.setup(tiny, "object")
-    assert head.is_ready
+    assert head.probability(torch.randn(2, head.network[0].in_features)).isfinite().all()
 
 
 # ------------------------------------------------------------------ maps

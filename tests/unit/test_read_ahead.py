@@ -13,9 +13,9 @@ from anomalib.data import PredictDataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from anomalib_zsclip import reading
-from anomalib_zsclip.pre_processing import ClipPreProcessor
-from anomalib_zsclip.reading import ReadAhead
+from anomalib_zsclip.images import read_ahead
+from anomalib_zsclip.images.pre_processing import ClipPreProcessor
+from anomalib_zsclip.images.read_ahead import ReadAhead
 
 SIZES = [(40, 30), (64, 64), (16, 90)]
 
@@ -72,7 +72,7 @@ def test_a_transform_of_the_user_stays(loader: DataLoader, monkeypatch: pytest.M
 def test_processes_only_for_many_images(
     loader: DataLoader, monkeypatch: pytest.MonkeyPatch, many: int, cores: int, workers: int
 ) -> None:
-    monkeypatch.setattr(reading, "MANY", many)
+    monkeypatch.setattr(read_ahead, "MANY", many)
     monkeypatch.setattr("torch.get_num_threads", lambda: cores)
     assert set_up(loader, monkeypatch)[1].num_workers == workers
 
@@ -84,7 +84,7 @@ def test_processes_only_for_many_images(
 def test_large_images_fit_into_little_shared_memory(
     loader: DataLoader, monkeypatch: pytest.MonkeyPatch, side: int, batch_size: int, workers: int
 ) -> None:
-    monkeypatch.setattr(reading, "MANY", 1)
+    monkeypatch.setattr(read_ahead, "MANY", 1)
     monkeypatch.setattr("torch.get_num_threads", lambda: 16)
     ahead = set_up(loader, monkeypatch, size=(side, side))[1]
     assert (ahead.batch_size, ahead.num_workers) == (batch_size, workers)

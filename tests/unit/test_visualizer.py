@@ -12,7 +12,7 @@ import torch
 from anomalib.data import ImageBatch, ImageItem
 from PIL import Image
 
-from anomalib_zsclip.visualization import FixedScaleVisualizer
+from anomalib_zsclip.outputs.visualizer import FixedScaleVisualizer
 
 
 @pytest.fixture

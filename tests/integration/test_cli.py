@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.metadata
 import os
 import subprocess
@@ -148,7 +149,7 @@ def test_help_says_what_every_argument_does(model: str) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(getattr(anomalib_zsclip, model), "model")
     assert issubclass(getattr(anomalib_zsclip, model), AnomalibModule)
-    names, fields = set(), set(HeadOptions.__dataclass_fields__)
+    names, fields = set(), {field.name for field in dataclasses.fields(HeadOptions)}
     for action in parser._actions:
         if not action.option_strings or action.dest == "help" or "Config" in type(action).__name__:
             continue

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from anomalib import models as anomalib_models
-from anomalib.metrics import Evaluator
 from anomalib.models import WinClip
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -33,7 +32,8 @@ from lightning.pytorch import LightningModule, Trainer
 from omegaconf import OmegaConf
 
 from anomalib_zsclip.errors import ArgumentError
-from anomalib_zsclip.outputs import default_evaluator
+
+from .evaluator import PapersEvaluator
 
 
 def comparable(model: str, arguments: Iterable[Mapping[str, Any]] = ()) -> AnomalibModule:
@@ -72,7 +72,7 @@ def comparable(model: str, arguments: Iterable[Mapping[str, Any]] = ()) -> Anoma
         raise ArgumentError(msg) from error
 
 
-class CostEvaluator(Evaluator):
+class CostEvaluator(PapersEvaluator):
     """Metrics of the zero-shot papers, and what the test costs.
 
     ``milliseconds_per_image`` is the time of the model in the batches of the test, from pre-processed images to
@@ -81,7 +81,7 @@ class CostEvaluator(Evaluator):
     """
 
     def __init__(self) -> None:
-        super().__init__(test_metrics=list(default_evaluator().test_metrics))  # type: ignore[arg-type]
+        super().__init__()
         self._batches: list[tuple[float, int]] = []  # seconds, images
         self._start = 0.0
 

@@ -70,6 +70,10 @@ class Head(nn.Module, ABC):
             size: Height and width of the map.
         """
 
+    def paper_map(self, anomaly_map: Tensor) -> Tensor:
+        """A map of :meth:`forward` on the paper's scale, but for a factor and a constant: for metrics that depend on it."""
+        return anomaly_map
+
 
 class LearnableHead(Head):
     """A head with parameters that are learned on labelled auxiliary images, on top of the frozen tower.

@@ -199,6 +199,10 @@ class SdpHead(Head):
         probabilities = torch.sigmoid(maps * (2 * LOGIT_SCALE / len(self.layers)))
         return HeadOutput(combine_image_score(self.options.image_score, score, probabilities), probabilities)
 
+    def paper_map(self, anomaly_map: Tensor) -> Tensor:
+        """Undo the sigmoid; see :class:`Head`. Values within 1e-7 of 0 and 1 are as good as there."""
+        return anomaly_map.logit(eps=1e-7)
+
 
 def default_layers(depth: int) -> tuple[int, ...]:
     """Last blocks of the four stages of a tower of ``depth`` blocks, rounded up where quarters are not whole."""

@@ -111,6 +111,10 @@ class SdpPlusHead(LearnableHead):
             probabilities = torch.sigmoid(4 * (raw.map / len(self.fc) - 0.5))
             return HeadOutput(combine_image_score(self.options.image_score, raw.score, probabilities), probabilities)
 
+    def paper_map(self, anomaly_map: Tensor) -> Tensor:
+        """Undo the sigmoid; see :class:`Head`. Values within 1e-7 of 0 and 1 are as good as there."""
+        return anomaly_map.logit(eps=1e-7)
+
     def raw(
         self, features: ImageFeatures, backbone: ClipBackbone, size: tuple[int, int], text: Tensor | None = None
     ) -> SdpPlusRaw:

@@ -15,7 +15,7 @@ from anomalib_zsclip.heads.base import LearnableHead
 from anomalib_zsclip.learning import LearningMixin
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
 
-from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_size
+from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_evaluator, resolve_size
 from .hooks import ZeroShotMixin
 
 BACKBONE = ("ViT-L-14-336", "openai")
@@ -50,7 +50,8 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         pixel_threshold: The same for anomaly maps.
         pre_processor: Pre-processor of anomalib, or whether to use the default one.
         post_processor: Post-processor of anomalib, or whether to use the default one.
-        evaluator: Evaluator of anomalib, or whether to use the default one.
+        evaluator: "papers" for the metrics of the zero-shot papers as their programs compute them; or an Evaluator of
+            anomalib, or whether to use the default one.
         visualizer: Visualizer of anomalib, or whether to use the default one.
         **options: Fields of :class:`~anomalib_zsclip.heads.anomaly_clip.AnomalyClipOptions`.
     """
@@ -73,11 +74,11 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         pixel_threshold: float | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
-        evaluator: Evaluator | bool = True,
+        evaluator: Evaluator | bool | str = True,
         visualizer: Visualizer | bool = True,
         **options: Any,  # noqa: ANN401
     ) -> None:
-        super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        super().__init__(pre_processor, post_processor, resolve_evaluator(evaluator), visualizer)
         clip = read_backbone_arguments(backbone, pretrained, BACKBONE, "bilinear")
         if image_size is None and (clip.image_size, clip.patch_size) == (336, 14):
             image_size = PAPER_SIZE

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from anomalib.metrics import Evaluator
 
+from anomalib_zsclip.benchmark import PapersEvaluator
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.errors import ArgumentError
 
@@ -52,3 +54,17 @@ def resolve_precision(precision: str, backbone: ClipBackbone) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bf16" if native else "float32"
+
+
+def resolve_evaluator(evaluator: Evaluator | bool | str) -> Evaluator | bool:
+    """``"papers"``: the metrics of the zero-shot papers, as their programs compute them; anything else as anomalib's.
+
+    Raises:
+        ArgumentError: If it is another text.
+    """
+    if not isinstance(evaluator, str):
+        return evaluator
+    if evaluator == "papers":
+        return PapersEvaluator()
+    msg = f"evaluator={evaluator!r} must be 'papers', true, false, or an Evaluator of anomalib."
+    raise ArgumentError(msg)

@@ -19,7 +19,7 @@ from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.learning import LearningMixin
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
 
-from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_size
+from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_evaluator, resolve_size
 from .hooks import ZeroShotMixin
 
 BACKBONE = ("ViT-B-16-plus-240", "laion400m_e31")
@@ -57,7 +57,8 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc
         pixel_threshold: The same for anomaly maps.
         pre_processor: Pre-processor of anomalib, or whether to use the default one.
         post_processor: Post-processor of anomalib, or whether to use the default one.
-        evaluator: Evaluator of anomalib, or whether to use the default one.
+        evaluator: "papers" for the metrics of the zero-shot papers as their programs compute them; or an Evaluator of
+            anomalib, or whether to use the default one.
         visualizer: Visualizer of anomalib, or whether to use the default one.
         **options: Fields of :class:`~anomalib_zsclip.heads.sdp.SdpOptions`.
     """
@@ -83,11 +84,11 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc
         pixel_threshold: float | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
-        evaluator: Evaluator | bool = True,
+        evaluator: Evaluator | bool | str = True,
         visualizer: Visualizer | bool = True,
         **options: Any,  # noqa: ANN401
     ) -> None:
-        super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        super().__init__(pre_processor, post_processor, resolve_evaluator(evaluator), visualizer)
         if variant not in VARIANTS:
             msg = f"variant={variant!r} must be one of {', '.join(VARIANTS)}."
             raise ArgumentError(msg)

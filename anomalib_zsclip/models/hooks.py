@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import Self
 
+from anomalib_zsclip.benchmark import PapersEvaluator
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.clip.archives import check_archive
 from anomalib_zsclip.clip.published import OPENAI_MEAN, OPENAI_STD
@@ -114,6 +115,8 @@ class ZeroShotMixin(LightningModule):
         self.k_shot, self.normal_dir, self.normal_images = k_shot, normal_dir, normal_images
         if pre_processor is True:
             self.pre_processor: PreProcessor | None = ClipPreProcessor.for_size(image_size, backbone.mean, backbone.std)
+            if isinstance(self.evaluator, PapersEvaluator):
+                self.pre_processor.resize.published_masks = True  # type: ignore[union-attr]
         if post_processor is True:
             self.post_processor: Any = MonotonePostProcessor(false_alarms, threshold, pixel_threshold)
             return
@@ -226,6 +229,8 @@ class ZeroShotMixin(LightningModule):
         """Predict, and say what it is that was found."""
         del args, kwargs
         predictions, explanation = self.model.explain(batch.image)  # type: ignore[arg-type]
+        if isinstance(self.evaluator, PapersEvaluator):
+            self.evaluator.keep_raw(predictions.pred_score, self.model.paper_map(predictions.anomaly_map))  # type: ignore[arg-type]
         return batch.update(**predictions._asdict(), explanation=explanation)
 
     def predict_step(self, batch: Batch, *args: object, **kwargs: object) -> Batch:

@@ -13,7 +13,7 @@ from torch import nn
 from anomalib_zsclip.heads.random_word import RandomWordHead
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
 
-from .arguments import read_backbone_arguments, resolve_size
+from .arguments import read_backbone_arguments, resolve_evaluator, resolve_size
 from .hooks import ZeroShotMixin
 
 BACKBONE = ("ViT-B-16-plus-240", "laion400m_e31")
@@ -40,7 +40,8 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
         pixel_threshold: The same for anomaly maps.
         pre_processor: Pre-processor of anomalib, or whether to use the default one.
         post_processor: Post-processor of anomalib, or whether to use the default one.
-        evaluator: Evaluator of anomalib, or whether to use the default one.
+        evaluator: "papers" for the metrics of the zero-shot papers as their programs compute them; or an Evaluator of
+            anomalib, or whether to use the default one.
         visualizer: Visualizer of anomalib, or whether to use the default one.
         **options: Fields of :class:`~anomalib_zsclip.heads.random_word.RandomWordOptions`.
 
@@ -63,11 +64,11 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
         pixel_threshold: float | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
-        evaluator: Evaluator | bool = True,
+        evaluator: Evaluator | bool | str = True,
         visualizer: Visualizer | bool = True,
         **options: Any,  # noqa: ANN401
     ) -> None:
-        super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        super().__init__(pre_processor, post_processor, resolve_evaluator(evaluator), visualizer)
         clip = read_backbone_arguments(backbone, pretrained, BACKBONE, "bicubic")
         head = RandomWordHead(clip.embed_dim, **options)
         self.assemble(

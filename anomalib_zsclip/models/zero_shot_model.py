@@ -120,6 +120,11 @@ class ZeroShotModel(nn.Module):
         # Rounding may leave [0, 1] by an ulp.
         return InferenceBatch(pred_score=score.clamp(0, 1), anomaly_map=anomaly_map.clamp(0, 1))
 
+    def paper_map(self, anomaly_map: Tensor) -> Tensor:
+        """A map on the paper's scale where a single head made it, but for a factor and a constant; else as it is."""
+        alone = len(self.heads) == 1 and (self.memory_bank is None or not self.memory_bank.is_filled)
+        return next(iter(self.heads.values())).paper_map(anomaly_map) if alone else anomaly_map  # type: ignore[operator]
+
     def forward(self, images: Tensor) -> InferenceBatch:
         """Score pre-processed images ``[B, 3, H, W]``: scores ``[B]`` and maps ``[B, H, W]``, both in [0, 1]."""
         return self.predict(self.features(images), (images.shape[-2], images.shape[-1]))

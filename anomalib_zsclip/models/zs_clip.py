@@ -27,7 +27,7 @@ from anomalib_zsclip.heads.sdp import SdpHead, SdpOptions
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
 
-from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_size
+from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_evaluator, resolve_size
 from .hooks import ZeroShotMixin
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,8 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         normal_quantile: Deprecated: 1 - false_alarms.
         pre_processor: Pre-processor of anomalib, or whether to use the default one.
         post_processor: Post-processor of anomalib, or whether to use the default one.
-        evaluator: Evaluator of anomalib, or whether to use the default one.
+        evaluator: "papers" for the metrics of the zero-shot papers as their programs compute them; or an Evaluator of
+            anomalib, or whether to use the default one.
         visualizer: Visualizer of anomalib, or whether to use the default one.
 
     Example:
@@ -108,10 +109,10 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         normal_quantile: float | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
-        evaluator: Evaluator | bool = True,
+        evaluator: Evaluator | bool | str = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        super().__init__(pre_processor, post_processor, resolve_evaluator(evaluator), visualizer)
         if normal_quantile is not None:
             warnings.warn(
                 "normal_quantile is deprecated: use false_alarms = 1 - normal_quantile.", DeprecationWarning, 2

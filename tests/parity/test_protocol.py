@@ -1,4 +1,4 @@
-"""The published programs' way from a picture file to the network's input.
+"""The published programs' way from a picture file to the network's input, and from maps and scores to numbers.
 
 A fixture is a pair ``NAME.npz`` and ``NAME.json``. The environment variable ``PROTOCOL_DIR`` points these tests at another
 folder of the same form.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from anomalib_zsclip.benchmark.metrics import ExactAUROC, ExactAveragePrecision, ExactF1Max, OfficialPro
 from anomalib_zsclip.images import ClipPreProcessor
 from anomalib_zsclip.images.resize import PublishedResize, resize_mask, resize_picture
 
@@ -81,3 +83,35 @@ def test_masks_of_data_modules_stay_anomalibs() -> None:
     mask[:5, :5] = 1
     nearest = torch.nn.functional.interpolate(mask[None, None].float(), size=(4, 4), mode="nearest")[0, 0]
     assert torch.equal(torch.as_tensor(PublishedResize((4, 4))(tv_tensors.Mask(mask))).float(), nearest)
+
+
+METRICS = {
+    "auroc": (ExactAUROC, 1e-6),
+    "ap": (ExactAveragePrecision, 1e-6),
+    "f1max": (ExactF1Max, 1e-6),
+    "pro_official": (OfficialPro, 1e-6),
+}
+BINNED = {"auroc": 1e-5, "ap": 1e-3, "f1max": 1e-3, "pro_official": 2e-4}
+"""Allowed where 16 significant bits of a value count; with maps of a few thousand pixels, which are the worst case."""
+
+
+@pytest.mark.parametrize("binned", [False, True], ids=["exact", "binned"])
+@pytest.mark.parametrize(("path", "case"), cases("metrics"))
+def test_metrics_are_the_published_ones(path: Path, case: int, binned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if binned:
+        monkeypatch.setattr("anomalib_zsclip.benchmark.metrics.EXACT_PIXELS", 1000)
+    wanted = json.loads(path.with_suffix(".json").read_text())["cases"][case]
+    with np.load(path) as arrays:
+        stored = {name: torch.from_numpy(arrays[f"{name}{case}"]) for name in ("maps", "masks", "labels", "scores")}
+    compared = set()
+    for name, (metric_class, tolerance) in METRICS.items():
+        for level, predictions, targets in (("image", "scores", "labels"), ("pixel", "maps", "masks")):
+            if f"{level}_{name}" not in wanted:
+                continue
+            metric = metric_class(fields=["predictions", "targets"], prefix=f"{level}_")
+            for part in (slice(0, 3), slice(3, 4), slice(4, None)):
+                metric.update(SimpleNamespace(predictions=stored[predictions][part], targets=stored[targets][part]))
+            allowed = BINNED[name] if binned and level == "pixel" else tolerance
+            assert float(metric.compute()) == pytest.approx(wanted[f"{level}_{name}"], abs=allowed), (level, name)
+            compared.add(f"{level}_{name}")
+    assert compared == set(wanted)

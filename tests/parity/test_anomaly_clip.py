@@ -65,7 +65,7 @@ def infer(path: Path) -> tuple[dict[str, Tensor], Arrays]:
     features = backbone.forward_intermediates(torch.from_numpy(arrays["images"]), head.request(backbone))
     embedding = head.image_embedding(features, backbone)
     patches = head.patch_features(features, backbone)
-    similarity = class_probabilities(patches, head.text_features, head.temperature)
+    similarity = class_probabilities(patches, head.text_features, head.options.temperature)
     anomalous = tokens_to_grid(similarity[:, :, 1:, 1], features.grid)
     return {
         "text_features_raw": head.prompts(backbone, round_prompts=True),
@@ -99,8 +99,8 @@ def learn(path: Path, *, round_prompts: bool) -> tuple[dict[str, Tensor], Arrays
     steps: dict[str, list[Tensor]] = {name: [] for name in LOSSES}
     for step in range(config["steps"]):
         text_features = head.encode_text(backbone).detach()
-        layers = map_losses(inputs["patch_features"], text_features, masks, head.temperature)
-        image = image_loss(inputs["image_embedding"], text_features, labels, head.temperature)
+        layers = map_losses(inputs["patch_features"], text_features, masks, head.options.temperature)
+        image = image_loss(inputs["image_embedding"], text_features, labels, head.options.temperature)
         terms = head.learning_loss(backbone, inputs, masks, labels)
         steps["loss_total"].append(terms["loss"].detach())
         steps["loss_pixel"].append(config["lam"] * (terms["focal"] + terms["dice_anomalous"] + terms["dice_normal"]))
@@ -111,7 +111,7 @@ def learn(path: Path, *, round_prompts: bool) -> tuple[dict[str, Tensor], Arrays
         optimizer.zero_grad()
         terms["loss"].backward()
         if step == 0:
-            gradients = {name: value.grad.clone() for name, value in head.prompts.named_parameters()}
+            gradients = {name: value.grad.clone() for name, value in head.prompts.named_parameters() if value.numel()}
             result |= published_names("grad1", gradients)
         optimizer.step()
     result |= published_names(f"param{config['steps']}", dict(head.prompts.named_parameters()))
@@ -119,21 +119,31 @@ def learn(path: Path, *, round_prompts: bool) -> tuple[dict[str, Tensor], Arrays
 
 
 def published_names(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our parameters, or their gradients, with the names and shapes of the fixtures."""
-    contexts = {f"{prefix}.{name}": values[name][None, None] for name in CONTEXTS}
-    return contexts | {f"{prefix}.{DEEP}": values["deep_prompts"]}
+    """Our parameters, or their gradients, named and shaped as in fixtures: no deep prompts at depth 1."""
+    named = {f"{prefix}.{name}": values[name][None, None] for name in CONTEXTS}
+    if values.get("deep_prompts", torch.empty(0)).numel():
+        named[f"{prefix}.{DEEP}"] = values["deep_prompts"]
+    return named
+
+
+def without_deep_prompts(path: Path) -> bool:
+    """Whether a fixture was recorded without deep prompts, and so without the arrays that differ by their rounding."""
+    return load_fixture(path)[0]["depth"] == 1
 
 
 @pytest.mark.parametrize("name", INFERENCE)
 @pytest.mark.parametrize("path", fixture_files("anomalyclip_infer"))
 def test_inference(path: Path, name: str) -> None:
     results, arrays = infer(path)
+    if name not in arrays and without_deep_prompts(path):
+        pytest.skip("not recorded without deep prompts")
     assert deviation(results[name], arrays[name]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("path", fixture_files("anomalyclip_infer"))
 def test_every_array_of_inference_is_compared(path: Path) -> None:
-    assert set(load_fixture(path)[1]) - INPUTS == set(INFERENCE)
+    recorded = set(load_fixture(path)[1]) - INPUTS
+    assert recorded <= set(INFERENCE) if without_deep_prompts(path) else recorded == set(INFERENCE)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -148,6 +158,8 @@ def test_gradients(path: Path) -> None:
     results, arrays, _ = learn(path, round_prompts=True)
     for name in CONTEXTS:
         assert deviation(results[f"grad1.{name}"], arrays[f"grad1.{name}"]) <= TOLERANCE
+    if without_deep_prompts(path):
+        return
     deep = arrays[f"grad1.{DEEP}"]
     # Two roundings to float16 may fall on the other side: their step grows with the gradient.
     steps = 2 * np.spacing(np.float16(np.abs(deep).max())).astype(np.float64)
@@ -170,7 +182,7 @@ def test_parameters_after_the_last_step(path: Path) -> None:
 def test_learning_without_rounding(path: Path) -> None:
     results, arrays, _ = learn(path, round_prompts=False)
     names = [name for name in arrays if name.startswith("no_half.")]
-    assert names
+    assert names or without_deep_prompts(path)
     for name in names:
         assert deviation(results[name.removeprefix("no_half.")], arrays[name]) <= TOLERANCE, name
 
@@ -178,4 +190,5 @@ def test_learning_without_rounding(path: Path) -> None:
 @pytest.mark.parametrize("path", fixture_files("anomalyclip_train"))
 def test_every_array_of_learning_is_compared(path: Path) -> None:
     results, arrays, _ = learn(path, round_prompts=True)
-    assert {name.removeprefix("no_half.") for name in arrays} - INPUTS == set(results)
+    recorded = {name.removeprefix("no_half.") for name in arrays} - INPUTS
+    assert recorded <= set(results) if without_deep_prompts(path) else recorded == set(results)

@@ -7,7 +7,7 @@ modules are attributes of ``anomalib.data``. :func:`register` serves all of them
 that only says ``anomalib`` is the start-up hook in the folder ``hook``.
 
 Modules that moved are found under their old names by :class:`_MovedModules`, with a ``DeprecationWarning``, for one
-release. ``python -m anomalib_zsclip.leaderboard`` is a command of its own, and stays.
+release. ``python -m anomalib_zsclip.leaderboard`` and ``python -m anomalib_zsclip.weights`` are commands, and stay.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "predictions_file": ("outputs.predictions_file",),
     "reading": ("images.read_ahead",),
     "visualization": ("outputs.visualizer",),
+    "weights": ("heads.published_weights",),
 }
 """Old module -> where its names are now."""
 

@@ -12,10 +12,12 @@ from torch import nn
 
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
 from anomalib_zsclip.heads.base import LearnableHead
+from anomalib_zsclip.heads.published_weights import PUBLISHED, fits
 from anomalib_zsclip.learning import LearningMixin
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
 
 from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_evaluator, resolve_size
+from .pretrained_heads import take_published
 from .hooks import ZeroShotMixin
 
 BACKBONE = ("ViT-L-14-336", "openai")
@@ -36,7 +38,9 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         image_size: Side, or (height, width), that images are resized to. Default: 518 for ViT-L/14@336, as published; 192
             for "builtin"; native otherwise.
         precision: Of the towers' matrix products: "float32", "bf16", "fp16", or "auto" for bf16 where the hardware has it.
-        checkpoint: Learned prompts: ours (.safetensors), or the official {"prompt_learner": ...}.
+        checkpoint: Learned prompts: ours (.safetensors), or the official {"prompt_learner": ...}; or "published" for the
+            authors' own, learned on VisA for MVTec AD and on MVTec AD for everything else (the default with the paper's
+            CLIP); "published-mvtec" or "published-visa" for one of them in any case.
         learn: Learn the prompts with fit; from the checkpoint, where one is given.
         epochs: Epochs of learning (15 in the paper).
         token_cache: Run the tower once per auxiliary image and learn from cached tokens.
@@ -82,7 +86,10 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         clip = read_backbone_arguments(backbone, pretrained, BACKBONE, "bilinear")
         if image_size is None and (clip.image_size, clip.patch_size) == (336, 14):
             image_size = PAPER_SIZE
-        head = AnomalyClipHead(None if checkpoint == IN_CHECKPOINT else checkpoint, learn=learn, **options)
+        if checkpoint is None and not learn and fits("anomaly_clip", clip):
+            checkpoint = PUBLISHED
+        file, self.published = take_published("anomaly_clip", checkpoint, clip, learn=learn)
+        head = AnomalyClipHead(None if file == IN_CHECKPOINT else file, learn=learn, **options)
         self.learn, self.epochs = learn, epochs
         self.token_cache, self.cache_budget_gb = token_cache, cache_budget_gb
         self.assemble(

@@ -52,8 +52,9 @@ def write_record(module: Detector, checkpoint: dict[str, Any]) -> None:
         "bindings": module.bindings.as_dict(),
     }
     arguments = checkpoint.get("hyper_parameters", {})
+    published = {module.weight_argument(head) for head in module.published}
     checkpoint["hyper_parameters"] = {
-        name: IN_CHECKPOINT if name in WEIGHT_FILES and value else _plain_options(value)
+        name: IN_CHECKPOINT if name in published or (name in WEIGHT_FILES and value) else _plain_options(value)
         for name, value in arguments.items()
     }
 
@@ -202,7 +203,7 @@ def _check_learned(
         raise CheckpointError(msg)
     argument = module.weight_argument(name)
     file = module.hparams.get(argument)
-    if module.learn or file in (None, IN_CHECKPOINT):
+    if module.learn or file in (None, IN_CHECKPOINT) or name in module.published:
         return
     for key, value in head.learned_state().items():
         saved_value = state.get(f"model.heads.{name}.{key}")

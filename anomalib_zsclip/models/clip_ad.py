@@ -20,6 +20,7 @@ from anomalib_zsclip.learning import LearningMixin
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
 
 from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_evaluator, resolve_size
+from .pretrained_heads import take_published
 from .hooks import ZeroShotMixin
 
 BACKBONE = ("ViT-B-16-plus-240", "laion400m_e31")
@@ -42,7 +43,9 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc
         image_size: Side, or (height, width), that images are resized to. Default: native, 192 for "builtin".
         precision: Of the towers' matrix products: "float32", "bf16", "fp16", or "auto" for bf16 where the hardware has it.
         class_name: What the images show. Default: the data module's category as it is written, else "object".
-        checkpoint: Linear layers for SDP+: ours (.safetensors), or the official {"linear_layers": ...}.
+        checkpoint: Linear layers for SDP+: ours (.safetensors), or the official {"linear_layers": ...}; or "published" for
+            the authors' own, learned on VisA for MVTec AD and on MVTec AD for everything else; "published-mvtec" or
+            "published-visa" for one of them in any case.
         learn: Learn the linear layers with fit.
         epochs: Epochs of learning (5 in the paper).
         learning_rate: Of Adam, in learning (1e-4 in the paper).
@@ -102,8 +105,9 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc
             head = plus = SdpPlusHead(sdp, clip, learning_rate=learning_rate)
             if checkpoint is None and not learn and clip.name == BUILTIN:
                 checkpoint = shipped_head("sdp_plus.safetensors")
-            if checkpoint is not None and checkpoint != IN_CHECKPOINT:
-                plus.load_linear_layers(checkpoint)
+            file, self.published = take_published("sdp_plus", checkpoint, clip, learn=learn)
+            if file is not None and file != IN_CHECKPOINT:
+                plus.load_linear_layers(file)
         self.learn, self.epochs = learn, epochs
         self.token_cache, self.cache_budget_gb = token_cache, cache_budget_gb
         self.assemble(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ class ZeroShotMixin(LightningModule):
 
     Attributes:
         bindings: What the compiled state was made for.
+        published: Head -> which published weights it takes, where it takes such.
+        not_zero_shot: Heads whose published weights were learned on data that were tested, and on which.
         ready_for: What it was last found ready for, for plain calls; ``None`` if it has to be looked at again.
         frozen: Whether this is an exported model, which stays as it is wherever it is taken.
         keeps_rankings: Whether the scores after the default post-processor rank as the raw ones.
@@ -58,6 +61,8 @@ class ZeroShotMixin(LightningModule):
     k_shot: int = 0
     normal_dir: str | Path | None = None
     normal_images: int = 32
+    published: Mapping[str, str] = MappingProxyType({})
+    not_zero_shot: frozenset[tuple[str, str]] = frozenset()
     adopts_heads: bool = False
     ready_for: tuple[Any, ...] | None = None
     frozen: bool = False

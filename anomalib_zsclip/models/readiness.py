@@ -27,7 +27,10 @@ from anomalib_zsclip.outputs import MonotonePostProcessor
 from anomalib_zsclip.outputs.post_processing import NO_DATA, NORMAL_IMAGES
 
 from .arguments import resolve_precision
-from .detector import Detector
+from .pretrained_heads import bring_published
+
+if TYPE_CHECKING:
+    from .hooks import ZeroShotMixin
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,30 @@ MANY = 8
 """Normal images from which on their judging shows a progress bar: on a large CLIP each takes seconds."""
 
 
-def make_ready(module: Detector, trainer: Trainer | None = None, *, decide: bool = True) -> None:
+@dataclass
+class Bindings:
+    """What the compiled state of a model was made for.
+
+    Attributes:
+        class_name: What the text says that images show.
+        text: Part of the model -> what its compiled text depends on.
+        references: What the memory bank was filled from; ``None`` while it is empty.
+        decisions: What the thresholds were made with and from; ``None`` where there are none, or of unknown origin.
+        published: Head -> what its published weights were learned on, where it has such.
+    """
+
+    class_name: str | None = None
+    text: dict[str, Recipe] = field(default_factory=dict)
+    references: Recipe | None = None
+    decisions: Recipe | None = None
+    published: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> Recipe:
+        """Plain data for a checkpoint."""
+        return {name: plain(value) for name, value in vars(self).items()}
+
+
+def make_ready(module: ZeroShotMixin, trainer: Trainer | None = None, *, decide: bool = True) -> None:
     """Bring text, references and thresholds in line with the arguments and the data, as far as they are not.
 
     Args:
@@ -54,6 +80,7 @@ def make_ready(module: Detector, trainer: Trainer | None = None, *, decide: bool
     if precision != "float32":
         module.model.backbone.set_precision(precision)
     with torch.inference_mode(mode=False), torch.no_grad():
+        bring_published(module, trainer)
         normal = _normal_images(module, trainer)
         _compile_text(module, _class_name(module, trainer))
         _fill_references(module, normal)
@@ -239,6 +266,7 @@ def _settings(module: Detector) -> Recipe:
         **module.model.recipe(),
         "text": {name: recipe for name, recipe in module.bindings.text.items() if name != "defect_words"},
         "references": module.bindings.references,
+        **({"published": dict(module.bindings.published)} if module.bindings.published else {}),
     }
 
 

@@ -16,18 +16,20 @@ from torch import nn
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.clip.architectures import BUILTIN
 from anomalib_zsclip.clip.loading import shipped_head
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead, AnomalyClipOptions
 from anomalib_zsclip.heads.base import Head
 from anomalib_zsclip.heads.explanation import DEFECT_WORDS, DefectNamer
 from anomalib_zsclip.heads.memory_bank import MemoryBank
 from anomalib_zsclip.heads.options import HeadOptions, as_options
+from anomalib_zsclip.heads.published_weights import PUBLISHED, fits
 from anomalib_zsclip.heads.random_word import RandomWordHead, RandomWordOptions
 from anomalib_zsclip.heads.sdp import SdpHead, SdpOptions
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
 
 from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_evaluator, resolve_size
+from .pretrained_heads import take_published
 from .hooks import ZeroShotMixin
 
 logger = logging.getLogger(__name__)
@@ -64,8 +66,9 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         threshold: Your own threshold for image scores, from 0 to 1 on the scale of the scores in predictions.csv. Only
             decisions change, scores stay. It wins over every other source.
         pixel_threshold: The same for anomaly maps.
-        sdp_plus_checkpoint: Linear layers for the head sdp_plus.
-        anomaly_clip_checkpoint: Learned prompts for the head anomaly_clip.
+        sdp_plus_checkpoint: Linear layers for the head sdp_plus: a file, or "published", "published-mvtec" or
+            "published-visa" as for ClipAd. Default: shipped for "builtin", published where they fit the backbone.
+        anomaly_clip_checkpoint: Learned prompts for the head anomaly_clip: the same, as for AnomalyClip.
         random_word: Arguments of the head random_word.
         sdp: Arguments of the heads sdp and sdp_plus.
         anomaly_clip: Arguments of the head anomaly_clip.
@@ -128,7 +131,11 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         }
         given = {"sdp_plus": sdp_plus_checkpoint, "anomaly_clip": anomaly_clip_checkpoint}
         files = {name: given[name] or _shipped(clip, file) for name, file in SHIPPED.items()}
-        absent = [name for name in names if name in files and files[name] is None]
+        self.published = {}
+        for name in [name for name in names if name in files]:
+            files[name], chosen = _published(name, files[name], clip, named=heads is not None)
+            self.published |= chosen
+        absent = [name for name in names if name in files and files[name] is None and name not in self.published]
         if absent and heads is not None:
             msg = (
                 f"heads={list(heads)} names {absent[0]!r}, for which there are no learned weights on the backbone "
@@ -184,6 +191,23 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
     def adopt_head(self, name: str) -> None:
         """Make a head whose learned weights a checkpoint brings."""
         self.model.add_head(name, self._make_head(name, self.model.backbone, IN_CHECKPOINT))
+
+
+def _published(
+    name: str, file: str | Path | None, clip: ClipBackbone, *, named: bool
+) -> tuple[str | Path | None, dict[str, str]]:
+    """File of a head, or its published weights, which join by themselves where they fit and can be had."""
+    if file is not None:
+        return take_published(name, file, clip, WEIGHT_ARGUMENTS[name])
+    if not fits(name, clip):
+        return None, {}
+    try:
+        return take_published(name, PUBLISHED, clip, WEIGHT_ARGUMENTS[name])
+    except CheckpointError as error:
+        if named:
+            raise
+        logger.warning("The head %r is left out: %s", name, error)
+        return None, {}
 
 
 def _head_name(name: str) -> str:

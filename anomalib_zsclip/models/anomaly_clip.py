@@ -52,6 +52,7 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         threshold: Your own threshold for image scores, from 0 to 1 on the scale of the scores in predictions.csv. Only
             decisions change, scores stay. It wins over every other source.
         pixel_threshold: The same for anomaly maps.
+        save_maps: Write each anomaly map as a float32 TIFF of the image's own size to the folder anomaly_maps.
         pre_processor: Pre-processor of anomalib, or whether to use the default one.
         post_processor: Post-processor of anomalib, or whether to use the default one.
         evaluator: "papers" for the metrics of the zero-shot papers as their programs compute them; or an Evaluator of
@@ -76,6 +77,7 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         false_alarms: float = DEFAULT_FALSE_ALARMS,
         threshold: float | None = None,
         pixel_threshold: float | None = None,
+        save_maps: bool = False,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool | str = True,
@@ -104,6 +106,7 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
             false_alarms=false_alarms,
             threshold=threshold,
             pixel_threshold=pixel_threshold,
+            save_maps=save_maps,
         )
 
     @property

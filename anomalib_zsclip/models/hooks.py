@@ -25,7 +25,13 @@ from anomalib_zsclip.clip.published import OPENAI_MEAN, OPENAI_STD
 from anomalib_zsclip.errors import ArgumentError, CheckpointError, ZsClipError
 from anomalib_zsclip.heads.base import Head
 from anomalib_zsclip.images import ClipPreProcessor, ReadAhead, UnreadableImages
-from anomalib_zsclip.outputs import FixedScaleVisualizer, MonotonePostProcessor, PredictionsFile, default_evaluator
+from anomalib_zsclip.outputs import (
+    FixedScaleVisualizer,
+    MapFiles,
+    MonotonePostProcessor,
+    PredictionsFile,
+    default_evaluator,
+)
 from anomalib_zsclip.outputs.post_processing import NO_DATA, check_false_alarms, check_threshold
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
 
@@ -56,6 +62,7 @@ class ZeroShotMixin(LightningModule):
     model: ZeroShotModel
     bindings: Bindings
     class_name: str | None = None
+    save_maps: bool = False
     learn: bool = False
     epochs: int = 1
     k_shot: int = 0
@@ -84,6 +91,7 @@ class ZeroShotMixin(LightningModule):
         false_alarms: float = DEFAULT_FALSE_ALARMS,
         threshold: float | None = None,
         pixel_threshold: float | None = None,
+        save_maps: bool = False,
         **model_arguments: Any,  # noqa: ANN401
     ) -> None:
         """Put backbone, heads and components together.
@@ -102,6 +110,7 @@ class ZeroShotMixin(LightningModule):
             false_alarms: Share of good parts that may be flagged.
             threshold: The user's own threshold for image scores.
             pixel_threshold: The user's own threshold for maps.
+            save_maps: Whether to write anomaly maps as files.
             **model_arguments: Further arguments of :class:`ZeroShotModel`.
         """
         if precision not in ("float32", "bf16", "fp16", "auto"):
@@ -117,6 +126,7 @@ class ZeroShotMixin(LightningModule):
         self.bindings = Bindings()
         self.class_name = class_name
         self.precision_name = precision
+        self.save_maps = save_maps
         self.k_shot, self.normal_dir, self.normal_images = k_shot, normal_dir, normal_images
         if pre_processor is True:
             self.pre_processor: PreProcessor | None = ClipPreProcessor.for_size(image_size, backbone.mean, backbone.std)
@@ -255,7 +265,8 @@ class ZeroShotMixin(LightningModule):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Anomalib's callbacks, those that read ahead and name unreadable images, and the one for the table of scores."""
-        return [*super().configure_callbacks(), ReadAhead(), UnreadableImages(), PredictionsFile()]  # type: ignore[misc]
+        own = [ReadAhead(), UnreadableImages(), PredictionsFile()]
+        return [*super().configure_callbacks(), *own, *([MapFiles()] if self.save_maps else [])]  # type: ignore[misc]
 
     @property
     def learning_type(self) -> LearningType:

@@ -38,6 +38,7 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
         threshold: Your own threshold for image scores, from 0 to 1 on the scale of the scores in predictions.csv. Only
             decisions change, scores stay. It wins over every other source.
         pixel_threshold: The same for anomaly maps.
+        save_maps: Write each anomaly map as a float32 TIFF of the image's own size to the folder anomaly_maps.
         pre_processor: Pre-processor of anomalib, or whether to use the default one.
         post_processor: Post-processor of anomalib, or whether to use the default one.
         evaluator: "papers" for the metrics of the zero-shot papers as their programs compute them; or an Evaluator of
@@ -62,6 +63,7 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
         false_alarms: float = DEFAULT_FALSE_ALARMS,
         threshold: float | None = None,
         pixel_threshold: float | None = None,
+        save_maps: bool = False,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool | str = True,
@@ -83,4 +85,5 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
             false_alarms=false_alarms,
             threshold=threshold,
             pixel_threshold=pixel_threshold,
+            save_maps=save_maps,
         )

@@ -73,6 +73,7 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         sdp: Arguments of the heads sdp and sdp_plus.
         anomaly_clip: Arguments of the head anomaly_clip.
         normal_quantile: Deprecated: 1 - false_alarms.
+        save_maps: Write each anomaly map as a float32 TIFF of the image's own size to the folder anomaly_maps.
         pre_processor: Pre-processor of anomalib, or whether to use the default one.
         post_processor: Post-processor of anomalib, or whether to use the default one.
         evaluator: "papers" for the metrics of the zero-shot papers as their programs compute them; or an Evaluator of
@@ -110,6 +111,7 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         sdp: SdpOptions = SDP,
         anomaly_clip: AnomalyClipOptions = ANOMALY_CLIP,
         normal_quantile: float | None = None,
+        save_maps: bool = False,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool | str = True,
@@ -160,6 +162,7 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
             false_alarms=false_alarms,
             threshold=threshold,
             pixel_threshold=pixel_threshold,
+            save_maps=save_maps,
             map_share=map_share,
             memory_bank=MemoryBank(),
             memory_share=memory_share,

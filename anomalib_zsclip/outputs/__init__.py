@@ -1,11 +1,12 @@
-"""From predictions to what a user sees: decisions, metrics, pictures, and the table of scores.
+"""From predictions to what a user sees: decisions, metrics, pictures, map files, and the table of scores.
 
 anomalib calls what is here as callbacks; ``models`` only chooses them.
 """
 
 from .evaluation import default_evaluator
+from .map_files import MapFiles
 from .post_processing import MonotonePostProcessor
 from .predictions_file import PredictionsFile
 from .visualizer import FixedScaleVisualizer
 
-__all__ = ["FixedScaleVisualizer", "MonotonePostProcessor", "PredictionsFile", "default_evaluator"]
+__all__ = ["FixedScaleVisualizer", "MapFiles", "MonotonePostProcessor", "PredictionsFile", "default_evaluator"]

@@ -15,8 +15,10 @@ METRICS = {
     "image_AveragePrecision": "image AP",
     "image_F1Max": "image F1-max",
     "pixel_AUROC": "pixel AUROC",
+    "pixel_AveragePrecision": "pixel AP",
     "pixel_F1Max": "pixel F1-max",
-    "pixel_AUPRO": "pixel AUPRO",
+    "pixel_OfficialPro": "pixel PRO (published)",
+    "pixel_AUPRO": "pixel AUPRO (exact)",
 }
 """Metrics of the zero-shot papers in their order; others of a file follow. All are shown in per cent."""
 COSTS = {

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
-from .published_results import PUBLISHED
+from .published_results import CATEGORIES, PUBLISHED
 from .results import COSTS, METRICS, metric_columns
+
+MARGIN = 0.5
+"""Points in per cent within which a number counts as reproduced: the papers round to 0.1, and other libraries and GPUs move
+scores by rounding alone; a wrong file of weights or another resize moves them by more."""
 
 
 class Table(NamedTuple):
@@ -47,6 +52,9 @@ def tables(results: pd.DataFrame) -> list[Table]:
                 [False] * len(body) + [True] * len(papers),
             )
         )
+        compared = reproduction(rows, dataset)
+        if compared:
+            made.append(compared)
         cells = [
             [str(row["category"]), str(row["model"]), *_cells(row, shown)]
             for _, row in rows.sort_values(["category", shown[0]], ascending=[True, False]).iterrows()
@@ -63,6 +71,32 @@ def tables(results: pd.DataFrame) -> list[Table]:
             heading = f"{dataset}: published numbers, nothing measured here"
             made.append(Table(heading, ["model", *map(_heading, metrics)], papers, [True] * len(papers)))
     return made
+
+
+def reproduction(rows: pd.DataFrame, dataset: str) -> Table | None:
+    """Measured means beside published ones of the same protocol, with a verdict; ``None`` where there is no such pair."""
+    body = []
+    for entry in PUBLISHED:
+        for model, own in rows.groupby("model", sort=False):
+            if entry.dataset != dataset or not entry.model or not re.fullmatch(entry.model, str(model)):
+                continue
+            count = own["category"].nunique()
+            for metric, published in entry.metrics.items():
+                measured = 100 * own[metric].mean() if metric in own else float("nan")
+                if pd.isna(measured):
+                    continue
+                difference = round(measured, 1) - published
+                if count < CATEGORIES[dataset]:
+                    verdict = f"only {count} of {CATEGORIES[dataset]} categories"
+                else:
+                    verdict = "reproduced" if abs(difference) <= MARGIN + 1e-9 else "not reproduced"
+                body.append(
+                    [str(model), _heading(metric), f"{measured:.1f}", f"{published:.1f}", f"{difference:+.1f}", verdict]
+                )
+    if not body:
+        return None
+    columns = ["model", "metric", "measured", "published", "difference", "verdict"]
+    return Table(f"{dataset}: against the papers, within {MARGIN} points", columns, body, [False] * len(body))
 
 
 def _shown_columns(results: pd.DataFrame) -> list[str]:
@@ -107,5 +141,5 @@ NOTES = (
     "preparation of the text side.",
 )
 
-TEXT_COLUMNS = ("model", "category")
+TEXT_COLUMNS = ("model", "category", "metric", "verdict")
 """Columns that read from the left; all others hold numbers."""

@@ -77,7 +77,7 @@ def write(
 def test_means_are_over_categories_and_sorted_by_the_first_metric(tmp_path: Path) -> None:
     means = tables(read_results([write(tmp_path / "results.csv")]))[0]
     assert means.columns == [
-        "model", "categories", "image AUROC", "pixel AUPRO", "ms / image", "peak memory (MB)", "learning (s)",
+        "model", "categories", "image AUROC", "pixel AUPRO (exact)", "ms / image", "peak memory (MB)", "learning (s)",
     ]  # fmt: skip
     assert means.rows[0] == ["ZsClip (backbone=builtin)", "2", "89.0", "50.0", "10.0", "1000", "2.0"]
     assert means.rows[1] == ["Patchcore", "2", "79.0", "50.0", "100.0", "1000", "2.0"]
@@ -180,3 +180,46 @@ def test_command_ends_with_the_message(tmp_path: Path, capsys: pytest.CaptureFix
         main([str(tmp_path / "missing.csv")])
     assert ended.value.code == 1
     assert "missing.csv" in capsys.readouterr().err
+
+
+def published_run(path: Path, categories: int, **metrics: float) -> pd.DataFrame:
+    """Results of AnomalyClip with the paper's CLIP and published weights."""
+    rows = [
+        {
+            "model.init_args.model": "AnomalyClip",
+            "model.init_args.arguments": "[{'backbone': 'ViT-L-14-336'}, {'checkpoint': 'published'}]",
+            "data.class_path": "MVTecAD",
+            "data.init_args.category": f"category {index}",
+            **metrics,
+        }
+        for index in range(categories)
+    ]
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return read_results([path])
+
+
+def test_numbers_of_the_same_protocol_are_compared_with_the_papers(tmp_path: Path) -> None:
+    results = published_run(tmp_path / "r.csv", 15, image_AUROC=0.9146, pixel_AUROC=0.899, pixel_OfficialPro=0.819)
+    (compared,) = [table for table in tables(results) if "against the papers" in table.heading]
+    name = "AnomalyClip (backbone=ViT-L-14-336, checkpoint=published)"
+    assert compared.rows == [
+        [name, "image AUROC", "91.5", "91.5", "+0.0", "reproduced"],
+        [name, "pixel AUROC", "89.9", "91.1", "-1.2", "not reproduced"],
+        [name, "pixel PRO (published)", "81.9", "81.4", "+0.5", "reproduced"],
+    ]
+
+
+def test_half_a_data_set_gets_no_verdict(tmp_path: Path) -> None:
+    results = published_run(tmp_path / "r.csv", 3, image_AUROC=0.915)
+    (compared,) = [table for table in tables(results) if "against the papers" in table.heading]
+    assert compared.rows[0][-1] == "only 3 of 15 categories"
+
+
+@pytest.mark.parametrize("arguments", ["[{'backbone': 'builtin'}]", "[{'backbone': 'ViT-L-14-336'}]"])
+def test_another_protocol_is_not_compared(tmp_path: Path, arguments: str) -> None:
+    path = tmp_path / "results.csv"
+    published_run(path, 15, image_AUROC=0.915)
+    table = pd.read_csv(path)
+    table["model.init_args.arguments"] = arguments
+    table.to_csv(path, index=False)
+    assert not [table for table in tables(read_results([path])) if "against the papers" in table.heading]

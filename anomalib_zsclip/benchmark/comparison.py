@@ -34,6 +34,7 @@ from omegaconf import OmegaConf
 from anomalib_zsclip.errors import ArgumentError
 
 from .evaluator import PapersEvaluator
+from .metrics import ExactAUPRO
 
 
 def comparable(model: str, arguments: Iterable[Mapping[str, Any]] = ()) -> AnomalibModule:
@@ -73,12 +74,14 @@ def comparable(model: str, arguments: Iterable[Mapping[str, Any]] = ()) -> Anoma
 
 
 class CostEvaluator(PapersEvaluator):
-    """Metrics of the zero-shot papers, and what the test costs.
+    """Metrics of the zero-shot papers, both overlaps of regions among them, and what the test costs.
 
     ``milliseconds_per_image`` is the time of the model in the batches of the test, from pre-processed images to
     thresholded maps, without the first batch where there are several. ``peak_memory_mb`` is the largest memory during
     the test: of the GPU that the model is on, else of the whole process, Python and libraries included (Linux only).
     """
+
+    PIXEL_METRICS = (*PapersEvaluator.PIXEL_METRICS, ExactAUPRO)
 
     def __init__(self) -> None:
         super().__init__()

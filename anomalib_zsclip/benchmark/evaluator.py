@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
-from anomalib.metrics import Evaluator
+from anomalib.metrics import AnomalibMetric, Evaluator
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -24,16 +24,21 @@ class PapersEvaluator(Evaluator):
     published programs do. The memory is bounded, see :mod:`anomalib_zsclip.benchmark.metrics`.
     """
 
+    PIXEL_METRICS: ClassVar[tuple[type[AnomalibMetric], ...]] = (
+        ExactAUROC,
+        ExactAveragePrecision,
+        ExactF1Max,
+        OfficialPro,
+    )
+
     def __init__(self) -> None:
         image: dict[str, Any] = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
         pixel: dict[str, Any] = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_", "strict": False}
-        ranking = (ExactAUROC, ExactAveragePrecision, ExactF1Max)
         super().__init__(
             val_metrics=[ExactAUROC(**image), ExactAUROC(**pixel)],
             test_metrics=[
-                *(metric(**image) for metric in ranking),
-                *(metric(**pixel) for metric in ranking),
-                OfficialPro(**pixel),
+                *(metric(**image) for metric in (ExactAUROC, ExactAveragePrecision, ExactF1Max)),
+                *(metric(**pixel) for metric in self.PIXEL_METRICS),
             ],
         )
         self._raw: tuple[Tensor, Tensor] | None = None

@@ -154,21 +154,16 @@ class ExactF1Max(AnomalibMetric, ValueCounts):  # type: ignore[misc] # anomalib 
         return _published(self, _f1_max)
 
 
-class OfficialPro(AnomalibMetric, ValueCounts):  # type: ignore[misc]
-    """Per-region overlap as the published programs compute it, which is another number than anomalib's AUPRO.
+class RegionCounts(ValueCounts):
+    """Counts in which each anomalous pixel weighs one over the size of its region: the base of both overlaps of regions.
 
-    200 thresholds from the lowest value of all maps to just below the highest; a pixel is positive above a threshold.
-    Regions are the 8-connected components of a mask. At each threshold, the mean over all regions of the share of the region
-    that is positive, against the rate of positives outside all masks. Rates below 0.3 are kept and rescaled so that the
-    lowest becomes 0 and the highest 1, whatever it is; the area under that is the result.
-
-    It is no metric of ranking: it changes with every monotone function of the maps that is not linear.
+    Regions are the 8-connected components of a mask.
     """
 
     regions: Tensor
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        super().__init__(*args, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(**kwargs)
         self.add_state("regions", default=torch.tensor(0), dist_reduce_fx="sum")
 
     def _weights(self, target: Tensor) -> Tensor:
@@ -176,9 +171,34 @@ class OfficialPro(AnomalibMetric, ValueCounts):  # type: ignore[misc]
         self.regions = self.regions + regions
         return weights
 
+
+class OfficialPro(AnomalibMetric, RegionCounts):  # type: ignore[misc]
+    """Per-region overlap as the published programs compute it, which is another number than anomalib's AUPRO.
+
+    200 thresholds from the lowest value of all maps to just below the highest; a pixel is positive above a threshold. At
+    each, the mean over all regions of the share of the region that is positive, against the rate of positives outside all
+    masks. Rates below 0.3 are kept and rescaled so that the lowest becomes 0 and the highest 1, whatever it is; the area
+    under that is the result.
+
+    It is no metric of ranking: it changes with every monotone function of the maps that is not linear.
+    """
+
     def compute(self) -> Tensor:
         """The area; not a number without a region or without pixels outside of all."""
         return _published(self, lambda counts: official_pro(counts, int(self.regions)))
+
+
+class ExactAUPRO(AnomalibMetric, RegionCounts):  # type: ignore[misc]
+    """Area under the per-region overlap up to a false positive rate of 0.3, over 0.3: anomalib's, and MVTec's own.
+
+    All distinct values are thresholds, and the overlap at 0.3 is interpolated.
+    """
+
+    label = "AUPRO"
+
+    def compute(self) -> Tensor:
+        """The area; not a number without a region or without pixels outside of all."""
+        return _published(self, lambda counts: exact_pro(counts, int(self.regions)))
 
 
 def _published(metric: Any, formula: Any) -> Tensor:  # noqa: ANN401
@@ -232,6 +252,20 @@ def official_pro(counts: Counts, regions: int) -> float:
         return float("nan")
     rates = (rates - rates.min()) / (rates.max() - rates.min())
     return float(np.trapezoid(overlaps[::-1], rates[::-1]))  # thresholds rise, so that rates fall
+
+
+def exact_pro(counts: Counts, regions: int) -> float:
+    """The area under the per-region overlap up to the limit of the false positive rate, over that limit."""
+    normal, anomalous = counts.cumulated()
+    rates = np.append(0.0, (normal / normal[-1]).numpy())
+    overlaps = np.append(0.0, (anomalous / regions).numpy())
+    kept = int(np.searchsorted(rates, FALSE_POSITIVE_LIMIT, side="right"))  # rates rise
+    if kept < len(rates):
+        share = (FALSE_POSITIVE_LIMIT - rates[kept - 1]) / (rates[kept] - rates[kept - 1])
+        overlaps[kept] = overlaps[kept - 1] + share * (overlaps[kept] - overlaps[kept - 1])
+        rates[kept] = FALSE_POSITIVE_LIMIT
+        kept += 1
+    return float(np.trapezoid(overlaps[:kept], rates[:kept]) / FALSE_POSITIVE_LIMIT)
 
 
 # ---------------------------------------------------------------------- counting

@@ -9,15 +9,23 @@ import numpy as np
 import pytest
 import torch
 from anomalib.engine import Engine
+from anomalib.metrics import AUPRO
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomalib_zsclip import ClipAd, SyntheticDefects
 from anomalib_zsclip.benchmark import PapersEvaluator, metrics
-from anomalib_zsclip.benchmark.metrics import ExactAUROC, ExactAveragePrecision, ExactF1Max, OfficialPro, region_weights
+from anomalib_zsclip.benchmark.metrics import (
+    ExactAUPRO,
+    ExactAUROC,
+    ExactAveragePrecision,
+    ExactF1Max,
+    OfficialPro,
+    region_weights,
+)
 from anomalib_zsclip.errors import ArgumentError
 from tests.builtin_models import make_model
 
-ALL = (ExactAUROC, ExactAveragePrecision, ExactF1Max, OfficialPro)
+ALL = (ExactAUROC, ExactAveragePrecision, ExactF1Max, OfficialPro, ExactAUPRO)
 
 
 def value(metric_class: type, predictions: torch.Tensor, targets: torch.Tensor, parts: int = 1) -> float:
@@ -89,6 +97,16 @@ def test_regions_touch_at_corners_too() -> None:
     assert regions == 4
     assert weights[0, 0, 0] == weights[0, 1, 1] == 0.5
     assert weights[1].flatten().tolist() == [1, 0, 1, 0, 0, 0, 0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("digits", [1, 6])
+def test_the_exact_overlap_is_anomalibs(seed: int, digits: int) -> None:
+    maps, masks = make_maps(seed)
+    maps = (maps / 2).round(decimals=digits)  # many ties, and hardly any
+    reference = AUPRO(fields=["predictions", "targets"])
+    reference.update(SimpleNamespace(predictions=maps, targets=masks))
+    assert value(ExactAUPRO, maps, masks) == pytest.approx(float(reference.compute()), abs=1e-5)
 
 
 def test_an_unknown_evaluator_is_named() -> None:

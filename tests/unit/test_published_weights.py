@@ -353,7 +353,7 @@ def test_a_checkpoint_needs_no_published_file(
 ) -> None:
     from anomalib.engine import Engine
 
-    model = make_model("AnomalyClip", visualizer=False)
+    model = make_model("AnomalyClip", checkpoint=None, visualizer=False)  # the default, which comes to "published"
     bring_published(model, trainer_of(MVTecAD()))
     model.prepare()
     engine = Engine(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)

@@ -20,8 +20,8 @@ from anomalib_zsclip.learning import LearningMixin
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
 
 from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_evaluator, resolve_size
-from .pretrained_heads import take_published
 from .hooks import ZeroShotMixin
+from .pretrained_heads import take_published
 
 BACKBONE = ("ViT-B-16-plus-240", "laion400m_e31")
 VARIANTS = ("sdp", "sdp+")

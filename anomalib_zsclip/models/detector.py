@@ -23,12 +23,14 @@ class Bindings:
         text: Part of the model -> what its compiled text depends on.
         references: What the memory bank was filled from; ``None`` while it is empty.
         decisions: What the thresholds were made with and from; ``None`` where there are none, or of unknown origin.
+        published: Head -> what its published weights were learned on, where it has such.
     """
 
     class_name: str | None = None
     text: dict[str, Recipe] = field(default_factory=dict)
     references: Recipe | None = None
     decisions: Recipe | None = None
+    published: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> Recipe:
         """Plain data for a checkpoint."""
@@ -56,6 +58,8 @@ class Detector(Protocol):
         normal_dir: Folder of normal images.
         normal_images: Most normal images besides those of the memory bank.
         adopts_heads: Whether heads that only a checkpoint has weights for may be added.
+        published: Head -> choice of published weights.
+        not_zero_shot: Heads and data that a warning has been given for.
     """
 
     model: ZeroShotModel
@@ -70,6 +74,8 @@ class Detector(Protocol):
     normal_dir: str | Path | None
     normal_images: int
     adopts_heads: bool
+    published: Mapping[str, str]
+    not_zero_shot: frozenset[tuple[str, str]]
 
     @property
     def false_alarms(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -23,8 +23,7 @@ from anomalib_zsclip.heads.published_weights import (
 )
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 
-if TYPE_CHECKING:
-    from .zero_shot_mixin import ZeroShotMixin
+from .detector import Detector
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def take_published(
     return None, {head: choice}
 
 
-def bring_published(module: ZeroShotMixin, trainer: Trainer | None) -> None:
+def bring_published(module: Detector, trainer: Trainer | None) -> None:
     """Load the published weights that belong to the data at hand, where others or none are loaded.
 
     Without data, what is loaded stays. What a model learned or a checkpoint brought stays in any case.

@@ -27,10 +27,8 @@ from anomalib_zsclip.outputs import MonotonePostProcessor
 from anomalib_zsclip.outputs.post_processing import NO_DATA, NORMAL_IMAGES
 
 from .arguments import resolve_precision
+from .detector import Detector
 from .pretrained_heads import bring_published
-
-if TYPE_CHECKING:
-    from .hooks import ZeroShotMixin
 
 logger = logging.getLogger(__name__)
 
@@ -41,30 +39,7 @@ MANY = 8
 """Normal images from which on their judging shows a progress bar: on a large CLIP each takes seconds."""
 
 
-@dataclass
-class Bindings:
-    """What the compiled state of a model was made for.
-
-    Attributes:
-        class_name: What the text says that images show.
-        text: Part of the model -> what its compiled text depends on.
-        references: What the memory bank was filled from; ``None`` while it is empty.
-        decisions: What the thresholds were made with and from; ``None`` where there are none, or of unknown origin.
-        published: Head -> what its published weights were learned on, where it has such.
-    """
-
-    class_name: str | None = None
-    text: dict[str, Recipe] = field(default_factory=dict)
-    references: Recipe | None = None
-    decisions: Recipe | None = None
-    published: dict[str, str] = field(default_factory=dict)
-
-    def as_dict(self) -> Recipe:
-        """Plain data for a checkpoint."""
-        return {name: plain(value) for name, value in vars(self).items()}
-
-
-def make_ready(module: ZeroShotMixin, trainer: Trainer | None = None, *, decide: bool = True) -> None:
+def make_ready(module: Detector, trainer: Trainer | None = None, *, decide: bool = True) -> None:
     """Bring text, references and thresholds in line with the arguments and the data, as far as they are not.
 
     Args:

@@ -29,8 +29,8 @@ from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
 
 from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_evaluator, resolve_size
-from .pretrained_heads import take_published
 from .hooks import ZeroShotMixin
+from .pretrained_heads import take_published
 
 logger = logging.getLogger(__name__)
 

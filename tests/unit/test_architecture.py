@@ -125,7 +125,7 @@ OLD = {
 
 @pytest.mark.parametrize("module", OLD)
 def test_old_dotted_names_give_the_object_and_a_warning(module: str) -> None:
-    assert OLD.keys() == MOVED.keys()
+    assert OLD.keys() | {"weights"} == MOVED.keys(), "weights is a command, and no old name"
     old = importlib.import_module(f"anomalib_zsclip.{module}")
     for name in OLD[module]:
         with pytest.warns(DeprecationWarning, match=f"anomalib_zsclip.{module}.{name} is now anomalib_zsclip"):

@@ -331,12 +331,14 @@ class ClipBackbone(nn.Module):
         """Token embeddings ``[P, T, W]`` of token ids ``[P, T]``, without positional embedding."""
         return self.clip.token_embedding(ids.to(self.device))
 
-    def encode_prompts(self, embeddings: Tensor, end_positions: Tensor, deep_prompts: Sequence[Tensor] = ()) -> Tensor:
+    def encode_prompts(
+        self, embeddings: Tensor, end_positions: Tensor | int, deep_prompts: Sequence[Tensor] = ()
+    ) -> Tensor:
         """Encode prompt embeddings, learned ones for example; gradients flow back to them and to the deep prompts.
 
         Args:
             embeddings: Token embeddings without positional embedding, ``[P, T, W]``.
-            end_positions: Position of each prompt's end-of-text token, ``[P]``.
+            end_positions: Position of each prompt's end-of-text token, ``[P]``, or the one of all.
             deep_prompts: Learned tokens, ``[t, W]`` for all prompts or ``[P, t, W]``, that replace positions ``1 .. t``
                 before blocks 1, 2, ... (counted from 0).
 

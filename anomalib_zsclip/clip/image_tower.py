@@ -7,7 +7,11 @@ quantity. Let ``o_i`` be the ordinary residual stream after block ``i`` (counted
 
 the value-value attention output of block ``i``. AnomalyCLIP's refined stream (DPAM, ICLR 2024, section 3.3) after block
 ``l`` is ``o_{f-1} + v_f + ... + v_l``; CLIP-AD's staged dual path (arXiv 2311.00453, section 3.3) is ``v_s + ... + v_l``
-with ``s`` the first block of a stage. Neither feeds back into the ordinary stream, so one pass serves all of them.
+with ``s`` the first block of a stage. Crane (arXiv 2504.11055) adds up, in the same way, the self-correlation outputs
+
+    s_i = out_proj(concat over heads of [softmax(Q Q^T / sqrt(d)) + softmax(K K^T / sqrt(d)) + softmax(V V^T / sqrt(d))] V)
+
+None of them feeds back into the ordinary stream, so one pass serves all.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ OpenClipModule = Any
 """A module of open_clip, which has no types: its parameters are read by their names."""
 
 BlockRange = tuple[int, int]
-"""First and last block of a sum of value-value outputs, both included, counted from 1."""
+"""First and last block of a sum of attention outputs, both included, counted from 1."""
 
 
 @dataclass
@@ -41,6 +45,7 @@ class ImageFeatures:
         attention_tokens: Block -> residual stream inside that block, after its attention and before its MLP.
             Shape ``[B, 1 + L, W]``.
         value_value: Range of blocks -> sum of their value-value outputs. Shape ``[B, 1 + L, W]``.
+        self_correlation: Range of blocks -> sum of their self-correlation outputs. Shape ``[B, 1 + L, W]``.
     """
 
     image_embedding: Tensor
@@ -49,6 +54,7 @@ class ImageFeatures:
     tokens: dict[int, Tensor] = field(default_factory=dict)
     attention_tokens: dict[int, Tensor] = field(default_factory=dict)
     value_value: dict[BlockRange, Tensor] = field(default_factory=dict)
+    self_correlation: dict[BlockRange, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,13 @@ class FeatureRequest:
         tokens: Blocks whose output stream is kept. ``0`` is the stream that enters the first block.
         attention_tokens: Blocks whose stream after the attention is kept.
         value_value: Ranges of blocks whose value-value outputs are summed.
+        self_correlation: Ranges of blocks whose self-correlation outputs are summed.
     """
 
     tokens: frozenset[int] = frozenset()
     attention_tokens: frozenset[int] = frozenset()
     value_value: frozenset[BlockRange] = frozenset()
+    self_correlation: frozenset[BlockRange] = frozenset()
 
     @classmethod
     def of(
@@ -71,9 +79,10 @@ class FeatureRequest:
         tokens: Iterable[int] = (),
         attention_tokens: Iterable[int] = (),
         value_value: Iterable[BlockRange] = (),
+        self_correlation: Iterable[BlockRange] = (),
     ) -> FeatureRequest:
         """Build a request from any iterables."""
-        return cls(frozenset(tokens), frozenset(attention_tokens), frozenset(value_value))
+        return cls(frozenset(tokens), frozenset(attention_tokens), frozenset(value_value), frozenset(self_correlation))
 
     def __or__(self, other: FeatureRequest) -> FeatureRequest:
         """Return the union of two requests."""
@@ -81,6 +90,7 @@ class FeatureRequest:
             self.tokens | other.tokens,
             self.attention_tokens | other.attention_tokens,
             self.value_value | other.value_value,
+            self.self_correlation | other.self_correlation,
         )
 
     def check(self, layers: int) -> None:
@@ -89,15 +99,17 @@ class FeatureRequest:
             ("tokens", self.tokens, 0),
             ("attention_tokens", self.attention_tokens, 1),
             ("value_value", {block for pair in self.value_value for block in pair}, 1),
+            ("self_correlation", {block for pair in self.self_correlation for block in pair}, 1),
         ):
             outside = sorted(block for block in blocks if not first <= block <= layers)
             if outside:
                 msg = f"{name}={outside} is outside the image tower, which has blocks {first} to {layers}."
                 raise ArgumentError(msg)
-        backwards = sorted(pair for pair in self.value_value if pair[0] > pair[1])
-        if backwards:
-            msg = f"value_value={backwards}: the first block of a range must not come after its last."
-            raise ArgumentError(msg)
+        for name, pairs in (("value_value", self.value_value), ("self_correlation", self.self_correlation)):
+            backwards = sorted(pair for pair in pairs if pair[0] > pair[1])
+            if backwards:
+                msg = f"{name}={backwards}: the first block of a range must not come after its last."
+                raise ArgumentError(msg)
 
 
 def forward_image_tower(
@@ -151,12 +163,16 @@ def run_blocks(visual: OpenClipModule, stream: Tensor, request: FeatureRequest) 
         # When nobody asks for the patches that leave the last block, only the class token has to pass through it.
         class_only = number == len(blocks) and number not in request.tokens | request.attention_tokens
         query, key, value = project_heads(layer_norm(stream, block.ln_1).to(dtype), block.attn)
-        wanted = [pair for pair in request.value_value if pair[0] <= number <= pair[1]]
-        if wanted:
-            own = attend(value, value, value, block.attn).float()
-            for pair in wanted:
-                total = features.value_value.get(pair)
-                features.value_value[pair] = own if total is None else total + own
+        value_value = _ranges_with(number, request.value_value)
+        self_correlation = _ranges_with(number, request.self_correlation)
+        if value_value or self_correlation:
+            by_value = F.scaled_dot_product_attention(value, value, value)  # [B, heads, N, d], a part of both sums
+            if value_value:
+                _add(features.value_value, value_value, merge_heads(by_value, block.attn))
+            if self_correlation:
+                others = (F.scaled_dot_product_attention(part, part, value) for part in (query, key))
+                # Added before the projection, so that its bias counts once.
+                _add(features.self_correlation, self_correlation, merge_heads(sum(others, by_value), block.attn))
         if class_only:
             query, stream = query[:, :, :1], stream[:, :1]
         stream = stream + attend(query, key, value, block.attn)
@@ -198,8 +214,23 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, attention: nn.MultiheadAttention, *, causal: bool = False
 ) -> Tensor:
     """Attention and output projection: ``[B, heads, N, d]`` -> ``[B, N, W]``."""
-    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    return merge_heads(F.scaled_dot_product_attention(query, key, value, is_causal=causal), attention)
+
+
+def merge_heads(mixed: Tensor, attention: nn.MultiheadAttention) -> Tensor:
+    """Output projection of what the heads give: ``[B, heads, N, d]`` -> ``[B, N, W]``."""
     return attention.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+def _ranges_with(block: int, ranges: Iterable[BlockRange]) -> list[BlockRange]:
+    return [pair for pair in ranges if pair[0] <= block <= pair[1]]
+
+
+def _add(sums: dict[BlockRange, Tensor], ranges: list[BlockRange], output: Tensor) -> None:
+    """Add the output of a block to the sums of these ranges, in float32."""
+    for pair in ranges:
+        total = sums.get(pair)
+        sums[pair] = output.float() if total is None else total + output.float()
 
 
 def resize_positional_embedding(embedding: Tensor, grid: tuple[int, int], mode: str) -> Tensor:

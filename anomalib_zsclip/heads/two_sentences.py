@@ -10,19 +10,21 @@ from .losses import dice_loss, focal_loss
 from .maps import tokens_to_grid, upsample, upsample_and_smooth
 
 
-def class_probabilities(features: Tensor, text_features: Tensor, temperature: float) -> Tensor:
-    """Softmax of cosine similarity over temperature.
+def class_logits(features: Tensor, text_features: Tensor, temperature: float) -> Tensor:
+    """Cosine similarity with the normal and the anomalous sentence over temperature, ``[..., 2]``.
 
     Args:
         features: Embeddings of any length, ``[..., E]``.
-        text_features: Unit embeddings of the normal and the anomalous sentence, ``[2, E]``.
+        text_features: Unit embeddings of the normal and the anomalous sentence, ``[2, E]``, or of a pair per image, ``[B, 2,
+            E]``; ``features`` are then ``[B, N, E]``.
         temperature: Divides the cosines.
-
-    Returns:
-        Probabilities of normal and anomalous, ``[..., 2]``.
     """
-    cosines = F.normalize(features.float(), dim=-1) @ text_features.float().T
-    return (cosines / temperature).softmax(dim=-1)
+    return F.normalize(features.float(), dim=-1) @ text_features.float().transpose(-1, -2) / temperature
+
+
+def class_probabilities(features: Tensor, text_features: Tensor, temperature: float) -> Tensor:
+    """Probabilities of normal and anomalous, ``[..., 2]``: the softmax of :func:`class_logits`."""
+    return class_logits(features, text_features, temperature).softmax(dim=-1)
 
 
 def summed_map(probabilities: Tensor, grid: tuple[int, int], size: tuple[int, int], sigma: float) -> Tensor:

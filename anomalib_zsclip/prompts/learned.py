@@ -1,4 +1,7 @@
-"""Learned object-agnostic prompts (AnomalyCLIP, ICLR 2024, sections 3.2 and 3.3) and the files that keep them."""
+"""Learned object-agnostic prompts (AnomalyCLIP, ICLR 2024, sections 3.2 and 3.3) and the files that keep them.
+
+Crane (arXiv 2504.11055) learns the same kind of prompts, with an embedding of the image among the tokens of the sentences.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,9 @@ from anomalib_zsclip.errors import ArgumentError, CheckpointError
 OFFICIAL = "official"
 """Value of ``info["layout"]`` for prompts of the published programs."""
 
+ANOMALY_CLIP, CRANE = "anomaly_clip", "crane"
+"""Values of ``variant``: the method that prompts were learned with. Those of one method mean little to the other."""
+
 _ENDINGS = ("object.", "damaged object.")
 _NAMES = ("ctx_pos", "ctx_neg", "deep_prompts")
 
@@ -34,6 +40,7 @@ class PromptLearner(nn.Module):
         n_ctx: Learned tokens of each sentence.
         depth: Blocks of the text tower that see learned tokens; the first one sees those of the input.
         t_n_ctx: Tokens of a deep prompt.
+        variant: Method that they are learned with: ``"anomaly_clip"`` or ``"crane"``; ``None`` where a file does not tell.
 
     Attributes:
         ctx_pos: Learned tokens of the normal sentence, ``[n_ctx, W]``.
@@ -43,8 +50,11 @@ class PromptLearner(nn.Module):
             ``layout``. It is kept in the files of :func:`save_prompts`.
     """
 
-    def __init__(self, text_width: int, n_ctx: int = 12, depth: int = 9, t_n_ctx: int = 4) -> None:
+    def __init__(
+        self, text_width: int, n_ctx: int = 12, depth: int = 9, t_n_ctx: int = 4, variant: str | None = ANOMALY_CLIP
+    ) -> None:
         super().__init__()
+        self.variant = variant
         self.ctx_pos = nn.Parameter(0.02 * torch.randn(n_ctx, text_width))
         self.ctx_neg = nn.Parameter(0.02 * torch.randn(n_ctx, text_width))
         self.deep_prompts = nn.Parameter(0.02 * torch.randn(depth - 1, t_n_ctx, text_width))
@@ -78,6 +88,30 @@ class PromptLearner(nn.Module):
             deep = [prompt.half().float() for prompt in deep]
         return backbone.encode_prompts(tokens, ids.argmax(dim=-1), deep)
 
+    def encode_for_images(self, backbone: ClipBackbone, image_tokens: Tensor, *, round_prompts: bool = False) -> Tensor:
+        """Encode both sentences once per image, an embedding of which stands behind the learned tokens (Crane).
+
+        Args:
+            backbone: The frozen CLIP, whose joint space is as wide as its text tower.
+            image_tokens: Unit image embeddings, ``[B, E]``.
+            round_prompts: As in :meth:`forward`; the gradient is rounded per sentence and image.
+
+        Returns:
+            Text embeddings, not normalised, normal before anomalous, ``[B, 2, E]``.
+        """
+        batch, tokenizer = len(image_tokens), backbone.tokenizer
+        deep = [prompt.float().expand(batch, -1, -1) for prompt in self.deep_prompts]
+        embeddings = []
+        for context, ending in zip((self.ctx_pos, self.ctx_neg), _ENDINGS, strict=True):
+            ids = [tokenizer.sot_token_id, *tokenizer.encode(ending), tokenizer.eot_token_id]
+            fixed = backbone.embed_tokens(torch.tensor(ids)).float()
+            shared = [part.expand(batch, -1, -1) for part in (fixed[:1], context.float(), fixed[1:])]
+            tokens = torch.cat([*shared[:2], image_tokens.float()[:, None], shared[2]], dim=1)  # [B, n_ctx + 4 or 5, W]
+            # Rounded per sentence too, so that each copy's gradient is rounded before all are added.
+            rounded = [prompt.half().float() for prompt in deep] if round_prompts else deep
+            embeddings.append(backbone.encode_prompts(tokens, tokens.shape[1] - 1, rounded))
+        return torch.stack(embeddings, dim=1)
+
 
 def load_prompts(path: str | Path) -> PromptLearner:
     """Read learned prompts without executing anything in the file.
@@ -98,9 +132,10 @@ def load_prompts(path: str | Path) -> PromptLearner:
         raise CheckpointError(msg)
     if path.suffix == ".safetensors":
         tensors, info = _read_safetensors(path)
-    else:
-        tensors, info = _from_official(_read_official(path), path), {"layout": OFFICIAL}
-    return _make_learner(tensors, info, path)
+        variant = info.pop("format", "").removesuffix("_prompts")
+        return _make_learner(tensors, info, variant if variant in (ANOMALY_CLIP, CRANE) else None, path)
+    state_dict = _read_official(path)
+    return _make_learner(_from_official(state_dict, path), {"layout": OFFICIAL}, _official_variant(state_dict), path)
 
 
 def save_prompts(prompts: PromptLearner, path: str | Path) -> None:
@@ -114,7 +149,7 @@ def save_prompts(prompts: PromptLearner, path: str | Path) -> None:
         msg = f"The file for the prompts must end in .safetensors, not {path.name!r}."
         raise ArgumentError(msg)
     tensors = {name: getattr(prompts, name).detach().float().cpu().contiguous() for name in _NAMES}
-    metadata = {"format": "anomaly_clip_prompts"} | prompts.info
+    metadata = {"format": f"{prompts.variant}_prompts"} | prompts.info
     metadata |= {name: str(value) for name, value in prompts.dimensions.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata)
@@ -132,7 +167,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if missing:
         msg = f"{path} holds no learned prompts: {', '.join(missing)} missing among {_some(tensors)}."
         raise CheckpointError(msg)
-    derived = {"format", "n_ctx", "depth", "t_n_ctx", "text_width"}
+    derived = {"n_ctx", "depth", "t_n_ctx", "text_width"}
     return tensors, {key: value for key, value in metadata.items() if key not in derived}
 
 
@@ -180,7 +215,16 @@ def _from_official(state_dict: Mapping[str, Tensor], path: Path) -> dict[str, Te
     return tensors
 
 
-def _make_learner(tensors: Mapping[str, Tensor], info: dict[str, str], path: Path) -> PromptLearner:
+def _official_variant(state_dict: Mapping[str, Tensor]) -> str | None:
+    """AnomalyCLIP's files have a projection per deep prompt, which nothing uses; Crane's do not, and are alike otherwise."""
+    if any(name.startswith("compound_prompt_projections.") for name in state_dict):
+        return ANOMALY_CLIP
+    return CRANE if "compound_prompts_text.0" in state_dict else None
+
+
+def _make_learner(
+    tensors: Mapping[str, Tensor], info: dict[str, str], variant: str | None, path: Path
+) -> PromptLearner:
     shapes = {name: tuple(tensors[name].shape) for name in _NAMES}
     ranks = {"ctx_pos": 2, "ctx_neg": 2, "deep_prompts": 3}
     fits = all(len(shapes[name]) == rank for name, rank in ranks.items())
@@ -196,7 +240,7 @@ def _make_learner(tensors: Mapping[str, Tensor], info: dict[str, str], path: Pat
             raise CheckpointError(msg)
     n_ctx, width = shapes["ctx_pos"]
     deep, t_n_ctx, _ = shapes["deep_prompts"]
-    learner = PromptLearner(width, n_ctx, deep + 1, t_n_ctx)
+    learner = PromptLearner(width, n_ctx, deep + 1, t_n_ctx, variant)
     learner.load_state_dict({name: tensors[name].float() for name in _NAMES})
     learner.info = info
     return learner

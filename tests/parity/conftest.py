@@ -52,8 +52,8 @@ def load_fixture(path: Path) -> tuple[Config, Arrays]:
 def backbone_of(config: Config, *, quick_gelu: bool, position_mode: str) -> ClipBackbone:
     """Backbone with the synthetic weights of a fixture; made once for all fixtures that share it."""
     model = config["model"]
-    if config["kind"].startswith("anomalyclip"):
-        heads = None  # The published program ignores the configuration and takes width // 64 in both towers.
+    if config["kind"].startswith(("anomalyclip", "crane")):
+        heads = None  # The published programs ignore the configuration and take width // 64 in both towers.
     else:
         heads = (model["vision"]["width"] // model["vision"]["head_width"], model["text"]["heads"])
     backbone, fingerprint = _backbone(

@@ -14,7 +14,7 @@ from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.prompts.learned import PromptLearner, save_prompts
 
 FEW_PROMPTS = Path(__file__).parent / "few_prompts.yaml"
-MODELS = ("ZsClip", "RandomWordClip", "ClipAd", "ClipAd sdp+", "AnomalyClip")
+MODELS = ("ZsClip", "RandomWordClip", "ClipAd", "ClipAd sdp+", "AnomalyClip", "AnomalyClip crane")
 
 
 def make_model(name: str, folder: Path, **arguments: Any) -> AnomalibModule:
@@ -29,21 +29,24 @@ def make_model(name: str, folder: Path, **arguments: Any) -> AnomalibModule:
         return ClipAd("sdp+", checkpoint=random_linear_layers(folder), **few, **arguments)
     if name == "AnomalyClip":
         return AnomalyClip(checkpoint=random_prompts(folder), **arguments)
+    if name == "AnomalyClip crane":
+        return AnomalyClip(variant="crane", checkpoint=random_prompts(folder, "crane"), **arguments)
     return ZsClip(
         sdp_plus_checkpoint=random_linear_layers(folder),
         anomaly_clip_checkpoint=random_prompts(folder),
+        crane_checkpoint=random_prompts(folder, "crane"),
         random_word={"prompts_per_class": 50, "text_cache": False},
         sdp=few,
         **arguments,
     )
 
 
-def random_prompts(folder: Path) -> Path:
+def random_prompts(folder: Path, variant: str = "anomaly_clip") -> Path:
     backbone = ClipBackbone.load("builtin")
     torch.manual_seed(0)
-    learner = PromptLearner(backbone.text_width, depth=backbone.text_layers)
-    save_prompts(learner, folder / "prompts.safetensors")
-    return folder / "prompts.safetensors"
+    learner = PromptLearner(backbone.text_width, depth=backbone.text_layers, variant=variant)
+    save_prompts(learner, folder / f"{variant}_prompts.safetensors")
+    return folder / f"{variant}_prompts.safetensors"
 
 
 def random_linear_layers(folder: Path) -> Path:

@@ -16,6 +16,7 @@ from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.data.zero_shot_transfer import ZeroShotTransfer
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
 from anomalib_zsclip.heads.base import LearnableHead
+from anomalib_zsclip.heads.crane import CraneHead
 from anomalib_zsclip.heads.sdp import SdpHead
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.learning import LearningMixin
@@ -84,12 +85,15 @@ def make_backbone() -> ClipBackbone:
         torch.manual_seed(0)
         vision = {"image_size": IMAGE_SIZE, "layers": 4, "width": 32, "head_width": 16, "patch_size": 8}
         text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
-        return ClipBackbone(open_clip.model.CLIP(24, vision, text), name="tiny")
+        # As wide as the text tower, so that an image can be a token of a sentence.
+        return ClipBackbone(open_clip.model.CLIP(16, vision, text), name="tiny")
 
 
 def make_head(kind: str, backbone: ClipBackbone, learn: bool) -> LearnableHead:
     if kind == "anomaly_clip":
         return AnomalyClipHead(learn=learn, n_ctx=2, t_n_ctx=2)
+    if kind == "crane":
+        return CraneHead(learn=learn, n_ctx=2, t_n_ctx=2)
     sdp = SdpHead(backbone, sigma=2, rvs="mean", prompts=Path(__file__).parent / "few_prompts.yaml", text_cache=False)
     return SdpPlusHead(sdp, backbone, learning_rate=1e-2)
 
@@ -115,12 +119,22 @@ class Detector(LearningMixin, ZeroShotMixin, AnomalibModule):
         self.token_cache = token_cache
         self.cache_budget_gb = cache_budget_gb
         self.assemble(
-            backbone, {kind: head}, image_size=(backbone.image_size,) * 2, precision="float32", pre_processor=True
+            backbone,
+            {kind: head},
+            image_size=(backbone.image_size,) * 2,
+            precision="float32",
+            pre_processor=True,
+            post_processor=True,
         )
-        self.learning_head = head
+        self.kind = kind
         self.losses: list[float] = []
         self.tower_images = 0
         self.add_counter()
+
+    @property
+    def learning_head(self) -> LearnableHead:
+        """As the models have it: a second name among the modules would be a second entry in checkpoints."""
+        return self.model.heads[self.kind]
 
     def add_counter(self) -> None:
         backbone, forward = self.model.backbone, self.model.backbone.forward_intermediates

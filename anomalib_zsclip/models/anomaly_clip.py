@@ -1,4 +1,4 @@
-"""AnomalyClip: AnomalyCLIP (ICLR 2024) as an anomalib model."""
+"""AnomalyClip: AnomalyCLIP (ICLR 2024) and its successor Crane (arXiv 2504.11055) as an anomalib model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from anomalib.models.components import AnomalibModule
 from anomalib.visualization import Visualizer
 from torch import nn
 
+from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
 from anomalib_zsclip.heads.base import LearnableHead
+from anomalib_zsclip.heads.crane import CraneHead
+from anomalib_zsclip.heads.learned_prompts import LearnedPromptsHead
 from anomalib_zsclip.heads.published_weights import PUBLISHED, fits
 from anomalib_zsclip.learning import LearningMixin
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
@@ -22,15 +25,18 @@ from .pretrained_heads import take_published
 
 BACKBONE = ("ViT-L-14-336", "openai")
 PAPER_SIZE = 518
+VARIANTS = ("anomaly_clip", "crane")
+EPOCHS = {"anomaly_clip": 15, "crane": 5}  # of the papers
 
 
 class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin narrows anomalib's hooks
-    """AnomalyCLIP: object-agnostic learned prompts, compared with tokens of value-value attention.
+    """AnomalyCLIP: object-agnostic learned prompts, compared with tokens of value-value attention; and Crane.
 
-    The prompts come from a checkpoint, are shipped with the built-in backbone, or are learned on labelled auxiliary
-    images (``learn=True`` with the data module :class:`~anomalib_zsclip.ZeroShotTransfer`). See
-    :class:`~anomalib_zsclip.heads.anomaly_clip.AnomalyClipHead` for the method, and
-    :class:`~anomalib_zsclip.heads.anomaly_clip.AnomalyClipOptions` for its arguments.
+    ``variant="crane"`` compares prompts of the same kind with tokens of self-correlation attention, and judges the image by
+    its embedding and its suspicious patches together. The prompts come from a checkpoint, may be shipped with the built-in
+    backbone, or are learned on labelled auxiliary images (``learn=True`` with the data module
+    :class:`~anomalib_zsclip.ZeroShotTransfer`). See :mod:`~anomalib_zsclip.heads.anomaly_clip` and
+    :mod:`~anomalib_zsclip.heads.crane` for the methods and their arguments.
 
     Args:
         backbone: "auto", "builtin", or an architecture of open_clip.
@@ -38,11 +44,11 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         image_size: Side, or (height, width), that images are resized to. Default: 518 for ViT-L/14@336, as published; 192
             for "builtin"; native otherwise.
         precision: Of the towers' matrix products: "float32", "bf16", "fp16", or "auto" for bf16 where the hardware has it.
-        checkpoint: Learned prompts: ours (.safetensors), or the official {"prompt_learner": ...}; or "published" for the
+        checkpoint: Learned prompts of the variant: ours (.safetensors), or the official {"prompt_learner": ...}; or "published" for the
             authors' own, learned on VisA for MVTec AD and on MVTec AD for everything else (the default with the paper's
             CLIP); "published-mvtec" or "published-visa" for one of them in any case.
         learn: Learn the prompts with fit; from the checkpoint, where one is given.
-        epochs: Epochs of learning (15 in the paper).
+        epochs: Epochs of learning. Default: those of the papers, 15 for AnomalyCLIP and 5 for Crane.
         token_cache: Run the tower once per auxiliary image and learn from cached tokens.
         cache_budget_gb: Memory that cached tokens may take before they go to a file.
         normal_dir: Folder of good parts, from which the thresholds are made where there is no labelled validation data.
@@ -58,7 +64,9 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         evaluator: "papers" for the metrics of the zero-shot papers as their programs compute them; or an Evaluator of
             anomalib, or whether to use the default one.
         visualizer: Visualizer of anomalib, or whether to use the default one.
-        **options: Fields of :class:`~anomalib_zsclip.heads.anomaly_clip.AnomalyClipOptions`.
+        variant: "anomaly_clip" or "crane".
+        **options: Fields of :class:`~anomalib_zsclip.heads.anomaly_clip.AnomalyClipOptions`, or of
+            :class:`~anomalib_zsclip.heads.crane.CraneOptions`.
     """
 
     def __init__(
@@ -69,7 +77,7 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         precision: str = "float32",
         checkpoint: str | Path | None = None,
         learn: bool = False,
-        epochs: int = 15,
+        epochs: int | None = None,
         token_cache: bool = True,
         cache_budget_gb: float = 4.0,
         normal_dir: str | Path | None = None,
@@ -82,21 +90,30 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool | str = True,
         visualizer: Visualizer | bool = True,
+        variant: str = "anomaly_clip",
         **options: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(pre_processor, post_processor, resolve_evaluator(evaluator), visualizer)
+        if variant not in VARIANTS:
+            msg = f"variant={variant!r} must be one of {', '.join(VARIANTS)}."
+            raise ArgumentError(msg)
         clip = read_backbone_arguments(backbone, pretrained, BACKBONE, "bilinear")
         if image_size is None and (clip.image_size, clip.patch_size) == (336, 14):
             image_size = PAPER_SIZE
-        if checkpoint is None and not learn and fits("anomaly_clip", clip):
+        if checkpoint is None and not learn and fits(variant, clip):
             checkpoint = PUBLISHED
-        file, self.published = take_published("anomaly_clip", checkpoint, clip, learn=learn)
-        head = AnomalyClipHead(None if file == IN_CHECKPOINT else file, learn=learn, **options)
-        self.learn, self.epochs = learn, epochs
+        file, self.published = take_published(variant, checkpoint, clip, learn=learn)
+        file = None if file == IN_CHECKPOINT else file
+        if variant == "crane":
+            head: LearnedPromptsHead = CraneHead(file, learn=learn, **options)
+        else:
+            head = AnomalyClipHead(file, learn=learn, **options)
+        self.variant = variant
+        self.learn, self.epochs = learn, EPOCHS[variant] if epochs is None else epochs
         self.token_cache, self.cache_budget_gb = token_cache, cache_budget_gb
         self.assemble(
             clip,
-            {"anomaly_clip": head},
+            {variant: head},
             image_size=resolve_size(image_size, clip),
             precision=precision,
             pre_processor=pre_processor,
@@ -112,4 +129,19 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
     @property
     def learning_head(self) -> LearnableHead:  # type: ignore[override]
         """The head that ``fit`` teaches."""
-        return cast("LearnableHead", self.model.heads["anomaly_clip"])
+        return cast("LearnableHead", self.model.heads[self.variant])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of the other variant.
+
+        Raises:
+            CheckpointError: If it is one; the message names both variants.
+        """
+        saved = [name for name in checkpoint.get("zsclip", {}).get("heads", ()) if name in VARIANTS]
+        if saved and self.variant not in saved:
+            msg = (
+                f"The checkpoint was made with variant={saved[0]!r}, and this model has variant={self.variant!r}: prompts "
+                f"of one method mean little to the other. Pass variant={saved[0]!r}."
+            )
+            raise CheckpointError(msg)
+        super().on_load_checkpoint(checkpoint)

@@ -12,7 +12,7 @@ from anomalib_zsclip.benchmark import PapersEvaluator
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.errors import ArgumentError
 
-WEIGHT_FILES = ("checkpoint", "sdp_plus_checkpoint", "anomaly_clip_checkpoint")
+WEIGHT_FILES = ("checkpoint", "sdp_plus_checkpoint", "anomaly_clip_checkpoint", "crane_checkpoint")
 """Arguments that name files with learned parameters."""
 
 IN_CHECKPOINT = "(in the checkpoint)"

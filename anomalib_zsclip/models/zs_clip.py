@@ -19,6 +19,7 @@ from anomalib_zsclip.clip.loading import shipped_head
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead, AnomalyClipOptions
 from anomalib_zsclip.heads.base import Head
+from anomalib_zsclip.heads.crane import CraneHead, CraneOptions
 from anomalib_zsclip.heads.explanation import DEFECT_WORDS, DefectNamer
 from anomalib_zsclip.heads.memory_bank import MemoryBank
 from anomalib_zsclip.heads.options import HeadOptions, as_options
@@ -35,19 +36,24 @@ from .pretrained_heads import take_published
 logger = logging.getLogger(__name__)
 
 BACKBONE = ("ViT-B-16-plus-240", "laion400m_e31")
-HEADS = ("random_word", "sdp", "sdp_plus", "anomaly_clip")
-WEIGHT_ARGUMENTS = {"sdp_plus": "sdp_plus_checkpoint", "anomaly_clip": "anomaly_clip_checkpoint"}
-SHIPPED = {"sdp_plus": "sdp_plus.safetensors", "anomaly_clip": "anomaly_clip_prompts.safetensors"}
-RANDOM_WORD, SDP, ANOMALY_CLIP = RandomWordOptions(), SdpOptions(), AnomalyClipOptions()
+HEADS = ("random_word", "sdp", "sdp_plus", "anomaly_clip", "crane")
+SHIPPED = {
+    "sdp_plus": "sdp_plus.safetensors",
+    "anomaly_clip": "anomaly_clip_prompts.safetensors",
+    "crane": "crane_prompts.safetensors",
+}
+"""Heads with learned weights -> the file of them for the built-in backbone, where it is shipped."""
+WEIGHT_ARGUMENTS = {name: f"{name}_checkpoint" for name in SHIPPED}
+RANDOM_WORD, SDP, ANOMALY_CLIP, CRANE = RandomWordOptions(), SdpOptions(), AnomalyClipOptions(), CraneOptions()
 
 
 class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin narrows anomalib's hooks
     """The detector to start with: several zero-shot heads on one pass of the image tower, fused.
 
     Args:
-        heads: Any of "random_word", "sdp", "sdp_plus" (or "sdp+") and "anomaly_clip". Default: those that need no auxiliary
-            image, random_word and sdp, and those whose weights are given or shipped for the backbone. A head that is named
-            and has no weights is an error.
+        heads: Any of "random_word", "sdp", "sdp_plus" (or "sdp+"), "anomaly_clip" and "crane". Default: those that need no
+            auxiliary image, random_word and sdp, and those whose weights are given or shipped for the backbone. A head that
+            is named and has no weights is an error.
         weights: Weight of each head in the mean of scores and maps. Default: all alike.
         backbone: "auto", "builtin", or an architecture of open_clip.
         pretrained: Tag of open_clip or path of a local weight file, for a named architecture.
@@ -69,9 +75,11 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         sdp_plus_checkpoint: Linear layers for the head sdp_plus: a file, or "published", "published-mvtec" or
             "published-visa" as for ClipAd. Default: shipped for "builtin", published where they fit the backbone.
         anomaly_clip_checkpoint: Learned prompts for the head anomaly_clip: the same, as for AnomalyClip.
+        crane_checkpoint: Learned prompts for the head crane: the same, as for AnomalyClip with variant="crane".
         random_word: Arguments of the head random_word.
         sdp: Arguments of the heads sdp and sdp_plus.
         anomaly_clip: Arguments of the head anomaly_clip.
+        crane: Arguments of the head crane.
         normal_quantile: Deprecated: 1 - false_alarms.
         save_maps: Write each anomaly map as a float32 TIFF of the image's own size to the folder anomaly_maps.
         pre_processor: Pre-processor of anomalib, or whether to use the default one.
@@ -107,9 +115,11 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         pixel_threshold: float | None = None,
         sdp_plus_checkpoint: str | Path | None = None,
         anomaly_clip_checkpoint: str | Path | None = None,
+        crane_checkpoint: str | Path | None = None,
         random_word: RandomWordOptions = RANDOM_WORD,
         sdp: SdpOptions = SDP,
         anomaly_clip: AnomalyClipOptions = ANOMALY_CLIP,
+        crane: CraneOptions = CRANE,
         normal_quantile: float | None = None,
         save_maps: bool = False,
         pre_processor: nn.Module | bool = True,
@@ -130,8 +140,13 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
             "random_word": as_options(RandomWordOptions, random_word, "random_word"),
             "sdp": as_options(SdpOptions, sdp, "sdp"),
             "anomaly_clip": as_options(AnomalyClipOptions, anomaly_clip, "anomaly_clip"),
+            "crane": as_options(CraneOptions, crane, "crane"),
         }
-        given = {"sdp_plus": sdp_plus_checkpoint, "anomaly_clip": anomaly_clip_checkpoint}
+        given = {
+            "sdp_plus": sdp_plus_checkpoint,
+            "anomaly_clip": anomaly_clip_checkpoint,
+            "crane": crane_checkpoint,
+        }
         files = {name: given[name] or _shipped(clip, file) for name, file in SHIPPED.items()}
         self.published = {}
         for name in [name for name in names if name in files]:
@@ -141,8 +156,8 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         if absent and heads is not None:
             msg = (
                 f"heads={list(heads)} names {absent[0]!r}, for which there are no learned weights on the backbone "
-                f"{clip.name!r}. Give {WEIGHT_ARGUMENTS[absent[0]]}=<file>, leave the head out, or use "
-                "backbone='builtin', for which they are shipped."
+                f"{clip.name!r}. Give {WEIGHT_ARGUMENTS[absent[0]]}=<file>, or leave the head out"
+                f"{_or_builtin(absent[0])}."
             )
             raise ArgumentError(msg)
         if absent:
@@ -179,6 +194,8 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
             return RandomWordHead(clip.embed_dim, **keywords)
         if name == "anomaly_clip":
             return AnomalyClipHead(file, **keywords)
+        if name == "crane":
+            return CraneHead(file, **keywords)
         sdp = SdpHead(clip, **keywords)
         if name == "sdp":
             return sdp
@@ -211,6 +228,11 @@ def _published(
             raise
         logger.warning("The head %r is left out: %s", name, error)
         return None, {}
+
+
+def _or_builtin(head: str) -> str:
+    """Way out of missing weights, where it is one."""
+    return ", or use backbone='builtin', for which they are shipped" if shipped_head(SHIPPED[head]) else ""
 
 
 def _head_name(name: str) -> str:

@@ -17,7 +17,7 @@ from tests.builtin_models import MODELS, make_model
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-EXPORTED = ("ZsClip", "RandomWordClip", "ClipAd", "AnomalyClip")
+EXPORTED = ("ZsClip", "RandomWordClip", "ClipAd", "AnomalyClip", "AnomalyClip crane")
 """ZsClip has the head of "ClipAd sdp+" too. An export takes seconds."""
 TOLERANCE = 1e-3
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}

@@ -25,7 +25,7 @@ from tests.transfer_data import (
 )
 
 CACHES = {"memory": {}, "file": {"cache_budget_gb": 0.0}, "none": {"token_cache": False}}
-HEADS = ["sdp+", "anomaly_clip"]
+HEADS = ["sdp+", "anomaly_clip", "crane"]
 
 
 def make_engine(tmp_path: Path, *callbacks: Callback) -> Engine:

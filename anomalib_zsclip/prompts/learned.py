@@ -99,7 +99,7 @@ class PromptLearner(nn.Module):
         Returns:
             Text embeddings, not normalised, normal before anomalous, ``[B, 2, E]``.
         """
-        batch, tokenizer = len(image_tokens), backbone.tokenizer
+        batch, tokenizer = image_tokens.shape[0], backbone.tokenizer  # len() would fix the batch of an export
         deep = [prompt.float().expand(batch, -1, -1) for prompt in self.deep_prompts]
         embeddings = []
         for context, ending in zip((self.ctx_pos, self.ctx_neg), _ENDINGS, strict=True):

@@ -38,7 +38,7 @@ from anomalib_zsclip.images.checks import UNREADABLE
 from anomalib_zsclip.prompts.ensembles import state_sentences
 from anomalib_zsclip.prompts.learned import load_prompts
 from anomalib_zsclip.prompts.random_words import random_word_prompts
-from tests.builtin_models import FEW_PROMPTS, make_model
+from tests.builtin_models import FEW_PROMPTS, make_model, random_prompts
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
 FUZZ = 25
@@ -480,6 +480,12 @@ ARGUMENTS: list[tuple[type[AnomalibModule], dict[str, Any], tuple[str, ...]]] = 
     (ClipAd, FEW, ("variant", "sigma", "layers", "rvs", "rvs_params", "domain", "image_score", "class_name", "checkpoint")),
     (AnomalyClip, {}, ("temperature", "sigma", "layers", "value_value_blocks", "image_score", "n_ctx", "depth", "t_n_ctx")),
     (
+        AnomalyClip,
+        {"variant": "crane"},
+        ("variant", "temperature", "sigma", "self_correlation_blocks", "pooled_share", "upsampled", "image_score",
+         "map_loss_weight", "n_ctx"),
+    ),
+    (
         ZsClip,
         {"heads": ["sdp"], "sdp": FEW, "random_word": {"prompts_per_class": 10}, "explain": False},
         ("heads", "weights", "map_share", "memory_share", "k_shot", "normal_images", "false_alarms", "threshold", "sdp"),
@@ -496,7 +502,7 @@ def test_strange_arguments_are_refused_or_do_no_harm(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if model is AnomalyClip:
-        usual = {"checkpoint": make_model("AnomalyClip", tmp_path).model.heads["anomaly_clip"].prompts_file}
+        usual = {"checkpoint": random_prompts(tmp_path, usual.get("variant", "anomaly_clip"))} | usual
     backbone = ClipBackbone.load("builtin")
     monkeypatch.setattr(random_word, "train_text_network", partial(random_word.train_text_network, epochs=2))
     monkeypatch.setattr(ClipBackbone, "load", lambda *args, **kwargs: backbone)

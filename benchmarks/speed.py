@@ -68,6 +68,7 @@ def make_detector(model: str, clip: Any, window_chunk: int = 256) -> torch.nn.Mo
     """A detector by its name in the tables, on a CLIP."""
     from anomalib_zsclip.clip import ClipBackbone
     from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
+    from anomalib_zsclip.heads.crane import CraneHead
     from anomalib_zsclip.heads.explanation import DefectNamer
     from anomalib_zsclip.heads.random_word import RandomWordHead
     from anomalib_zsclip.heads.sdp import SdpHead
@@ -76,7 +77,9 @@ def make_detector(model: str, clip: Any, window_chunk: int = 256) -> torch.nn.Mo
 
     backbone = ClipBackbone(clip)
     anomaly_clip = AnomalyClipHead(learn=True)
-    anomaly_clip.text_features = torch.nn.functional.normalize(torch.randn(2, backbone.embed_dim), dim=-1)
+    crane = CraneHead(learn=True)
+    for head in (anomaly_clip, crane):
+        head.text_features = torch.nn.functional.normalize(torch.randn(2, backbone.embed_dim), dim=-1)
     random_word = RandomWordHead(
         backbone.embed_dim,
         localization="window" if "windows" in model else "value_value",
@@ -89,6 +92,7 @@ def make_detector(model: str, clip: Any, window_chunk: int = 256) -> torch.nn.Mo
         "ClipAd SDP": {"sdp": sdp},
         "ClipAd SDP+": {"sdp_plus": SdpPlusHead(sdp, backbone)},
         "AnomalyClip": {"anomaly_clip": anomaly_clip},
+        "AnomalyClip crane": {"crane": crane},
         "ZsClip, two heads": {"random_word": random_word, "sdp": sdp},
     }
     everything = {
@@ -106,6 +110,7 @@ DETECTORS = (
     "ClipAd SDP",
     "ClipAd SDP+",
     "AnomalyClip",
+    "AnomalyClip crane",
     "ZsClip, two heads",
     "ZsClip, all heads",
     "ZsClip, all heads, defect names",
@@ -373,6 +378,7 @@ def measure_learning(arguments: argparse.Namespace) -> list[Row]:
     from anomalib_zsclip.clip import ClipBackbone
     from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
     from anomalib_zsclip.heads.base import LearnableHead
+    from anomalib_zsclip.heads.crane import CraneHead
     from anomalib_zsclip.heads.sdp import SdpHead
     from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 
@@ -386,6 +392,7 @@ def measure_learning(arguments: argparse.Namespace) -> list[Row]:
         heads: dict[str, tuple[LearnableHead, int]] = {
             "ClipAd SDP+": (SdpPlusHead(SdpHead(backbone), backbone), 5),
             "AnomalyClip": (AnomalyClipHead(learn=True), 15),
+            "AnomalyClip crane": (CraneHead(learn=True), 5),
         }
         for name, (head, epochs) in heads.items():
             head.setup(backbone, "object")

@@ -1,6 +1,7 @@
-"""Learn the heads that are shipped for the built-in backbone: SDP+'s linear layers and AnomalyCLIP's prompts.
+"""Learn the heads for the built-in backbone: SDP+'s linear layers, AnomalyCLIP's prompts and Crane's.
 
     python tools/learn_builtin_heads.py
+    python tools/learn_builtin_heads.py --heads crane
 
 The auxiliary images are procedural, of the families and defects that are not held out, half of them normal. Losses and
 optimisers are the papers'; the data being larger and the backbone smaller than theirs, the number of epochs and SDP+'s
@@ -27,9 +28,12 @@ from anomalib_zsclip.clip.loading import BUILTIN_FOLDER
 from anomalib_zsclip.data.generator import DEFECTS, FAMILIES, INVENTED_SHARE, generate
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
 from anomalib_zsclip.heads.base import LearnableHead
+from anomalib_zsclip.heads.crane import CraneHead
 from anomalib_zsclip.heads.sdp import SdpHead
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.prompts.learned import save_prompts
+
+HEADS = ("sdp_plus", "anomaly_clip", "crane")
 
 
 class AuxiliaryImages(NamedTuple):
@@ -116,9 +120,43 @@ def learn(
     head.finish_learning(backbone)
 
 
+def learn_sdp_plus(backbone: ClipBackbone, data: AuxiliaryImages, arguments: argparse.Namespace) -> Path:
+    """Learn SDP+'s linear layers and write their file."""
+    plus = SdpPlusHead(SdpHead(backbone), backbone, learning_rate=arguments.sdp_plus_rate)
+    plus.setup(backbone, "object")
+    if arguments.sdp_plus_start:
+        plus.load_linear_layers(arguments.sdp_plus_start)
+    else:
+        start_between_texts(plus)
+    learn(plus, backbone, data, arguments.sdp_plus_epochs, arguments.batch_size, arguments.seed)
+    path = arguments.out / "sdp_plus.safetensors"
+    plus.save_linear_layers(path)
+    return path
+
+
+def learn_prompts(
+    head: AnomalyClipHead | CraneHead, backbone: ClipBackbone, data: AuxiliaryImages, arguments: argparse.Namespace
+) -> Path:
+    """Learn the prompts of a head and write their file."""
+    torch.manual_seed(arguments.seed)  # the same start whichever heads were learned before
+    head.setup(backbone, "object")
+    epochs = arguments.crane_epochs if isinstance(head, CraneHead) else arguments.prompt_epochs
+    learn(head, backbone, data, epochs, arguments.batch_size, arguments.seed)
+    head.prompts.info["learned_from"] = described(arguments)
+    path = arguments.out / f"{head.VARIANT}_prompts.safetensors"
+    save_prompts(head.prompts, path)
+    return path
+
+
+def described(arguments: argparse.Namespace) -> str:
+    """What the heads learned from, for their files."""
+    return f"{arguments.images} procedural images, seed {arguments.seed}"
+
+
 def main() -> None:
-    """Learn both heads and write their files."""
+    """Learn the heads and write their files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=HEADS)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -126,6 +164,7 @@ def main() -> None:
     parser.add_argument("--sdp-plus-rate", type=float, default=3e-4)
     parser.add_argument("--sdp-plus-start", type=Path, help="layers.safetensors of the training of the tower")
     parser.add_argument("--prompt-epochs", type=int, default=6)
+    parser.add_argument("--crane-epochs", type=int, default=5, help="default: the paper's")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--out", type=Path, default=BUILTIN_FOLDER)
     arguments = parser.parse_args()
@@ -135,25 +174,14 @@ def main() -> None:
 
     backbone = ClipBackbone.load("builtin")
     data = auxiliary_images(arguments.images, backbone.default_size, arguments.seed)
-    described = f"{arguments.images} procedural images, seed {arguments.seed}"
-
-    plus = SdpPlusHead(SdpHead(backbone), backbone, learning_rate=arguments.sdp_plus_rate)
-    plus.setup(backbone, "object")
-    if arguments.sdp_plus_start:
-        plus.load_linear_layers(arguments.sdp_plus_start)
-    else:
-        start_between_texts(plus)
-    learn(plus, backbone, data, arguments.sdp_plus_epochs, arguments.batch_size, arguments.seed)
-    plus.save_linear_layers(arguments.out / "sdp_plus.safetensors")
-
-    prompts = AnomalyClipHead(learn=True)
-    prompts.setup(backbone, "object")
-    learn(prompts, backbone, data, arguments.prompt_epochs, arguments.batch_size, arguments.seed)
-    prompts.prompts.info["learned_from"] = described
-    save_prompts(prompts.prompts, arguments.out / "anomaly_clip_prompts.safetensors")
-    for name in ("sdp_plus.safetensors", "anomaly_clip_prompts.safetensors"):
-        path = arguments.out / name
-        print(f"{path}: {path.stat().st_size / 1000:.0f} kB, learned from {described}")
+    learners = {
+        "sdp_plus": lambda: learn_sdp_plus(backbone, data, arguments),
+        "anomaly_clip": lambda: learn_prompts(AnomalyClipHead(learn=True), backbone, data, arguments),
+        "crane": lambda: learn_prompts(CraneHead(learn=True), backbone, data, arguments),
+    }
+    for name in arguments.heads:
+        path = learners[name]()
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB, learned from {described(arguments)}")
 
 
 if __name__ == "__main__":

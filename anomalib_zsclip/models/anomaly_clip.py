@@ -44,7 +44,7 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         image_size: Side, or (height, width), that images are resized to. Default: 518 for ViT-L/14@336, as published; 192
             for "builtin"; native otherwise.
         precision: Of the towers' matrix products: "float32", "bf16", "fp16", or "auto" for bf16 where the hardware has it.
-        checkpoint: Learned prompts of the variant: ours (.safetensors), or the official {"prompt_learner": ...}; or "published"
+        checkpoint: Learned prompts of the variant: ours (.safetensors), the official {"prompt_learner": ...}, or "published"
             for the authors' own, learned on VisA for MVTec AD and on MVTec AD for everything else (the default with the
             paper's CLIP); "published-mvtec" or "published-visa" for one of them in any case.
         learn: Learn the prompts with fit; from the checkpoint, where one is given.

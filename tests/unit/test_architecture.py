@@ -105,7 +105,7 @@ OLD = {
     "maps": ["enlarge", "enlarge_and_smooth", "smooth", "tokens_to_grid"],
     "losses": ["focal_loss", "dice_loss"],
     "post_processing": ["MonotonePostProcessor", "NO_DATA"],
-    "pre_processing": ["ClipPreProcessor", "resize_antialiased"],
+    "pre_processing": ["ClipPreProcessor"],
     "predictions_file": ["PredictionsFile", "COLUMNS"],
     "reading": ["ReadAhead"],
     "visualization": ["FixedScaleVisualizer"],

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from anomalib_zsclip.data.generator import fields as f
-from anomalib_zsclip.data.generator import textures
-from anomalib_zsclip.data.generator.fields import Array, Rng
+from .. import fields as f
+from .. import textures
+from ..fields import Array, Rng
 
 TAU = 2 * np.pi
 

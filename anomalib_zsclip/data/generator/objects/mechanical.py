@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from anomalib_zsclip.data.generator import fields as f
-from anomalib_zsclip.data.generator.fields import Rng
+from .. import fields as f
+from ..fields import Rng
 
 from .canvas import Canvas, imprint, material
 

@@ -10,9 +10,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from anomalib_zsclip.data.generator import fields as f
-from anomalib_zsclip.data.generator import textures
-from anomalib_zsclip.data.generator.fields import Rng
+from .. import fields as f
+from .. import textures
+from ..fields import Rng
 
 from .canvas import Canvas, imprint, material
 

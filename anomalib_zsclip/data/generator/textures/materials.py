@@ -8,8 +8,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from anomalib_zsclip.data.generator import fields as f
-from anomalib_zsclip.data.generator.fields import Array, Rng
+from .. import fields as f
+from ..fields import Array, Rng
 
 TAU = 2 * np.pi
 

@@ -145,8 +145,9 @@ def official(head: str, backbone: ClipBackbone) -> dict[str, Any]:
         return {"linear_layers": {f"fc.{key}": value for key, value in plus.fc.state_dict().items()}}
     prompts = PromptLearner(backbone.text_width, depth=backbone.text_layers)
     deep = {f"compound_prompts_text.{i}": value.data for i, value in enumerate(prompts.deep_prompts)}
-    # What nothing uses, and tells files of AnomalyCLIP from those of Crane.
-    deep |= {f"compound_prompt_projections.{i}.weight": torch.zeros(1, 1) for i in range(len(prompts.deep_prompts))}
+    # Projections, which nothing uses, tell files of AnomalyCLIP from those of Crane.
+    if head == "anomaly_clip":
+        deep |= {f"compound_prompt_projections.{i}.weight": torch.zeros(1, 1) for i in range(len(prompts.deep_prompts))}
     return {"prompt_learner": {name: getattr(prompts, name).data[None, None] for name in ("ctx_pos", "ctx_neg")} | deep}
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from .. import fields as f
 from ..fields import Array, Rng
-
 from .scene import Scene, _clip, _ink, _spread, _walk, locate
 
 TAU = 2 * np.pi

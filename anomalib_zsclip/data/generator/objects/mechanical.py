@@ -10,7 +10,6 @@ import numpy as np
 
 from .. import fields as f
 from ..fields import Rng
-
 from .canvas import Canvas, imprint, material
 
 TAU = 2 * np.pi

@@ -13,7 +13,6 @@ import numpy as np
 from .. import fields as f
 from .. import textures
 from ..fields import Rng
-
 from .canvas import Canvas, imprint, material
 
 TAU = 2 * np.pi

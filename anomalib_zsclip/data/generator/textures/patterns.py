@@ -10,7 +10,6 @@ import numpy as np
 
 from .. import fields as f
 from ..fields import Array, Rng
-
 from .materials import _lattice, orientation
 
 TAU = 2 * np.pi

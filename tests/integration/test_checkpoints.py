@@ -16,7 +16,7 @@ from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.errors import CheckpointError
 from anomalib_zsclip.models import anomaly_clip, zs_clip
 from anomalib_zsclip.models.checkpoints import BACKBONE_PREFIX
-from tests.builtin_models import MODELS, make_model
+from tests.builtin_models import MODELS, make_model, save
 from tests.transfer_data import make_category
 
 STATISTICS = ("_image_threshold", "_pixel_threshold", "image_min", "image_max", "pixel_min", "pixel_max")
@@ -101,18 +101,6 @@ def wide_clip(seed: int = 0) -> ClipBackbone:
 @pytest.fixture(scope="module")
 def wide() -> ClipBackbone:
     return wide_clip()
-
-
-def save(model: AnomalibModule, path: Path) -> Path:
-    """Write a checkpoint without running anything."""
-    checkpoint: dict[str, Any] = {
-        "state_dict": model.state_dict(),
-        "hyper_parameters": dict(model.hparams),
-        "pytorch-lightning_version": "2.5.0",
-    }
-    model.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, path)
-    return path
 
 
 def test_checkpoints_on_a_large_clip_are_small(

@@ -21,7 +21,7 @@ from PIL import Image
 from anomalib_zsclip import ClipAd, RandomWordClip, ZsClip
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.outputs.post_processing import LABELLED_DATA, NO_DATA, NORMAL_IMAGES
-from tests.builtin_models import FEW_PROMPTS, MODELS, make_model
+from tests.builtin_models import FEW_PROMPTS, MODELS, make_model, save
 
 SIZE = 64
 FEW = {"prompts": FEW_PROMPTS, "rvs": "mean", "text_cache": False}
@@ -107,17 +107,6 @@ def through_checkpoint(model: AnomalibModule, images: Path, folder: Path) -> Ano
     loaded = type(model).load_from_checkpoint(path)
     loaded.eval()(torch.rand(1, 3, 80, 70))
     return loaded
-
-
-def save(model: AnomalibModule, path: Path) -> Path:
-    content: dict[str, Any] = {
-        "state_dict": model.state_dict(),
-        "hyper_parameters": dict(model.hparams),
-        "pytorch-lightning_version": "2.6.0",
-    }
-    model.on_save_checkpoint(content)
-    torch.save(content, path)
-    return path
 
 
 DOORS: dict[str, Callable[..., AnomalibModule]] = {

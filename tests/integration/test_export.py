@@ -11,6 +11,7 @@ import torch
 from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from tests.builtin_models import MODELS, make_model
 
@@ -99,15 +100,16 @@ def test_text_is_compiled_in(exported: tuple[Any, Path]) -> None:
 
 
 def test_normal_images_are_remembered_by_an_export(tmp_path: Path) -> None:
-    model = make_validated("ZsClip", tmp_path, heads=["sdp"], k_shot=2)
-    model.prepare()
-    memory, backbone, images = model.model.memory, model.model.backbone, make_images(3, 3, *model.input_size)
-    with torch.no_grad():
-        alone = model(images).anomaly_map
-        memory.fill([backbone.forward_intermediates(images[:2], memory.request(backbone))], backbone)
-        wanted = model(images)
+    images = make_images(3, 3, 60, 80)
+    (tmp_path / "good").mkdir()
+    for index, image in enumerate(images[:2]):
+        to_pil_image(image).save(tmp_path / "good" / f"{index}.png")
+    without = make_validated("ZsClip", tmp_path, heads=["sdp"])
+    model = make_validated("ZsClip", tmp_path, heads=["sdp"], k_shot=2, normal_dir=tmp_path / "good")
+    wanted = model(images)
     path = model.to_onnx(tmp_path)
-    assert (alone - wanted.anomaly_map).abs().max() > 10 * TOLERANCE
+    assert model.model.memory_bank.is_filled
+    assert (without(images).anomaly_map - wanted.anomaly_map).abs().max() > 10 * TOLERANCE
     assert max(drifts(run_onnx(path, images), wanted)) < TOLERANCE
 
 

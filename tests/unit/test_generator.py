@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -78,6 +79,25 @@ def test_families_and_defects_are_held_out_of_the_training() -> None:
     kinds = {gen.FAMILIES[n].kind for n in gen.FAMILIES if gen.FAMILIES[n].held_out}
     assert kinds == {"texture", "object"}
     assert 0 < sum(d.held_out for d in gen.DEFECTS.values()) < len(gen.DEFECTS) / 2
+
+
+def test_no_held_out_family_is_drawn_in_a_training_picture_not_even_as_a_background() -> None:
+    forbidden = {f.draw.__code__: name for name, f in gen.FAMILIES.items() if f.held_out}
+    drawn: set[str] = set()
+
+    def watch(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code in forbidden:
+            drawn.add(forbidden[frame.f_code])
+
+    families = [name for name, f in gen.FAMILIES.items() if not f.held_out]
+    sys.setprofile(watch)
+    try:
+        for index in range(12 * len(families)):  # a background of a given kind stands behind one object in 30
+            gen.generate(families[index % len(families)], None if index % 4 else "patch", 16, rng(index))
+    finally:
+        sys.setprofile(None)
+    assert not drawn
+    assert not {draw.__code__ for draw in (*gen.objects.BACKGROUNDS, *gen._DONORS)} & forbidden.keys()
 
 
 def test_captions_that_differ_in_the_state_share_noun_and_template() -> None:

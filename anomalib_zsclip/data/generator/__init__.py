@@ -47,7 +47,8 @@ class Family:
         kind: ``"texture"`` (fills the image) or ``"object"`` (on a background).
         nouns: what captions call it.
         draw: the drawing function of :mod:`textures` or :mod:`objects`.
-        held_out: never shown in the training of the built-in CLIP, so that results on it are honest.
+        held_out: never shown in the training of the built-in CLIP, nor as a background of something else, so that results
+            on it are honest.
         invented: from :mod:`inventions`: every product another structure, so it deserves more than a family's share.
     """
 
@@ -125,7 +126,7 @@ def _families() -> dict[str, Family]:
         texture("perforated", nouns=("perforated sheet", "sieve", "dotted sheet"), draw=t.perforated),
         texture("wire_grid", nouns=("grid", "wire mesh", "fence", "grating"), draw=t.wire_grid),
         texture("bricks", nouns=("brick wall", "bricks", "paving"), draw=t.bricks),
-        texture("cardboard", nouns=("cardboard", "paper", "carton"), draw=t.cardboard, held_out=True),
+        texture("cardboard", nouns=("cardboard", "paper", "carton"), draw=t.cardboard),
         texture("honeycomb", nouns=("honeycomb", "cobbles", "cell structure"), draw=t.honeycomb),
         texture("cork", nouns=("cork", "chipboard", "particle board"), draw=t.cork),
         texture("printed", nouns=("printed pattern", "wallpaper", "foil", "packaging"), draw=t.printed),

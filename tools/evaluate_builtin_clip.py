@@ -5,9 +5,11 @@
 
     python tools/evaluate_builtin_clip.py
     python tools/evaluate_builtin_clip.py --weights runs/tiny/model.safetensors --real path/to/magnetic_tile
+    python tools/evaluate_builtin_clip.py --photographs runs/textures/held_out
 
 Prints one table per set; every figure has its 95 % interval (bootstrap over images). Two trivial filters stand in
-each table: what does not beat them is worth nothing. ``--real`` names category folders in the form of MVTec AD.
+each table: what does not beat them is worth nothing. ``--real`` names category folders in the form of MVTec AD,
+``--photographs`` a folder of photographs of surfaces (``texture_pool.py``) that the generator's defects are drawn on.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ sys.path.insert(0, str(ROOT))
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures  # noqa: E402
 from anomalib_zsclip.clip.loading import BUILTIN_SIZE  # noqa: E402
 from anomalib_zsclip.data import generator as gen  # noqa: E402
+from anomalib_zsclip.data.generator.photographs import NAME as PHOTOGRAPH  # noqa: E402
+from anomalib_zsclip.data.generator.photographs import photograph_family  # noqa: E402
 from anomalib_zsclip.heads.memory_bank import MemoryBank  # noqa: E402
 from anomalib_zsclip.prompts.ensembles import state_sentences  # noqa: E402
 
@@ -322,6 +326,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, help="weights to measure; default: the shipped ones")
     parser.add_argument("--real", type=Path, nargs="*", default=[], help="category folders in the form of MVTec AD")
+    parser.add_argument("--photographs", type=Path, help="folder of photographs of surfaces that were held out")
     parser.add_argument("--count", type=int, default=150, help="good (and defective) images per synthetic set; 0: none")
     parser.add_argument("--size", type=int, default=BUILTIN_SIZE, help="side of the images in pixels")
     parser.add_argument("--noun", default="object", help="what the prompt ensemble calls everything")
@@ -344,6 +349,9 @@ def main() -> None:
         ("held-out kinds of defects", names(gen.FAMILIES, held_out=False), new_kinds),
         ("both held out", names(gen.FAMILIES, held_out=True), new_kinds),
     ]
+    if args.photographs:
+        gen.FAMILIES[PHOTOGRAPH] = photograph_family(args.photographs)
+        recipes.append(("held-out photographs of surfaces", [PHOTOGRAPH], seen_kinds))
     backbone = ClipBackbone.load("builtin", str(args.weights) if args.weights else None)
     ensemble = prompt_ensemble(backbone, args.noun)
     models = detectors(args.weights, args.models)

@@ -9,9 +9,14 @@ Needs torch, open_clip, safetensors, numpy and OpenCV; anomalib is not needed. E
     python tools/train_builtin_clip.py --out runs/tiny --steps 60000 --device cuda --workers 12
     python tools/train_builtin_clip.py --out runs/less --steps 900 --config tools/small_clip.json --side 64 --without patches
     python tools/train_builtin_clip.py --out runs/more --start runs/tiny/model.safetensors --steps 6500 --relit 1
+    python tools/train_builtin_clip.py --out runs/taught --start runs/more/model.safetensors --steps 4000 --pairs runs/pairs
 
 A run that was interrupted goes on from its last checkpoint when the same command is given again. With ``--steps`` the
 result depends on the seed alone (on one machine); with ``--minutes`` the schedule follows the clock instead.
+
+With ``--pairs`` the pictures come from the files of ``teacher_pairs.py``: on photographs of surfaces too, and with what a
+teacher says of them. The tower then imitates the teacher, for the first share of the schedule (``--imitate``) alone,
+afterwards along with everything else.
 
 What is learned, in one step: B pictures, each with and without a defect, and captions.
 
@@ -44,9 +49,14 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 # The generator is imported on its own: the package around it would import anomalib.
 sys.path.insert(0, str(ROOT / "anomalib_zsclip" / "data"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import cv2  # noqa: E402
 import generator as gen  # noqa: E402
+from generator.photographs import NAME as PHOTOGRAPH  # noqa: E402
+from generator.photographs import NOUNS as SURFACES  # noqa: E402
+from generator.photographs import photograph_family  # noqa: E402
+from imitation import Imitation, PairFeed  # noqa: E402
 
 CONFIG = ROOT / "anomalib_zsclip" / "clip" / "builtin" / "config.json"
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -55,6 +65,7 @@ SIZE = 128  # side of the generated pictures, unless larger ones are asked for
 SCALE = 50.0  # logit scale: fixed, so that probabilities stay away from 0 and 1 at the factor 100 that SDP uses
 REFINED_FROM = 2  # AnomalyCLIP's refined stream starts after this block
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
+STOP_AFTER = 0  # steps after which this process ends as if it had been stopped; 0: none
 # What can be left out to see what it is worth, and the terms of the loss that go with it.
 PARTS = {"patches": re.compile(r"block|refined|stage|layer|\w+_patch"), "twins": re.compile(r"pair|.* twin")}
 CURRICULUM = 12_000  # pairs in which the weakest defects become weaker
@@ -74,6 +85,8 @@ def draw_pair(
     """The pair number ``index``: a function of its arguments alone. ``weakest`` bounds the strength of the defect."""
     rng = np.random.default_rng([seed, index])
     kind = "texture" if rng.random() < 0.5 else "object"
+    if not any(gen.FAMILIES[name].kind == kind for name in families):
+        kind = gen.FAMILIES[families[0]].kind
     invented = rng.random() < gen.INVENTED_SHARE
     fits = [name for name in families if gen.FAMILIES[name].kind == kind]
     choice = [name for name in fits if gen.FAMILIES[name].invented == invented] or fits
@@ -201,7 +214,9 @@ class Feed:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention by plain matrix products, ``[B*h, L, d]``: on a CPU its backward pass beats the fused kernel."""
+    """Attention, ``[B*h, L, d]``: the fused kernel in float32, plain matrix products in bf16, as was faster on CPUs."""
+    if q.dtype == torch.float32:
+        return F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
     return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1) @ v
 
 
@@ -577,6 +592,7 @@ def losses(
     model: nn.Module, texts: Texts, images: Tensor, cover: Tensor, meta: np.ndarray, rng: np.random.Generator,
     dtype: torch.dtype, values: bool, kinds: bool, anchors: Tensor | None = None,
     relit: float = 0.0, layers: nn.ModuleList | None = None,
+    imitation: Imitation | None = None, tokens: Tensor | None = None, weight: float = 1.0, only: bool = False,
 ) -> dict[str, Tensor]:  # fmt: skip
     """All terms of one step, already weighted.
 
@@ -590,16 +606,29 @@ def losses(
             Between two towers that know nothing of kinds neither has anything to align to.
         relit: share of the pairs that stand in another light; a quarter as many end at the border of the part.
         layers: SDP+'s linear layers, learned with the tower.
+        imitation: maps to the teacher's tokens.
+        tokens: the teacher's, of the pictures as they are; without them nothing is imitated in this step.
+        weight: of the imitation.
+        only: imitate and nothing else.
     """
     device, half = model.logit_scale.device, len(meta)
     x = images.to(device).float().div_(255).permute(0, 3, 1, 2)
     if relit:
         x, cover = relight(rng, x, relit), cover.clone()
-        add_margins(rng, x, cover, 0.25 * relit)
+        if tokens is None:  # what a border hides, the teacher has seen
+            add_margins(rng, x, cover, 0.25 * relit)
     else:  # the same light for both twins, another one in every step
         gain = torch.tensor(rng.uniform(0.85, 1.15, (half, 1, 1, 1)), dtype=x.dtype, device=device)
         x = x * gain.repeat(2, 1, 1, 1)
     x = (x - x.new_tensor(MEAN).view(1, 3, 1, 1)) / x.new_tensor(STD).view(1, 3, 1, 1)
+
+    out: dict[str, Tensor] = {}
+    features = encode_image(model, x, dtype, values and not only)
+    flat = cover.to(device).flatten(1)
+    if imitation is not None and tokens is not None:
+        out["imitation"] = weight * imitation(features.blocks, tokens.to(device), flat)
+    if only:
+        return out
 
     pairs = [gen.captions.state_pair(rng, gen.captions.free_noun(rng)) for _ in range(6)]
     for family in rng.choice(meta[:, 0], 2):
@@ -615,10 +644,8 @@ def losses(
     text = encode_text(model, texts.tokens(every).to(device))
     normal, anomalous, own, kind_text = text.split([len(pairs), len(pairs), len(captions), len(kind_captions)])
 
-    features = encode_image(model, x, dtype, values)
     last = features.blocks[-1][:, 0]
     z = join(model, last)
-    out: dict[str, Tensor] = {}
 
     is_bad = torch.arange(2 * half, device=device).ge(half).float()
     state = SCALE * (z @ (anomalous - normal).T)  # [2B, pairs]
@@ -640,7 +667,6 @@ def losses(
     out["clip"] = 0.1 * (by_image + by_text)
 
     direction = F.normalize(anomalous.mean(0), dim=0) - F.normalize(normal.mean(0), dim=0)
-    flat = cover.to(device).flatten(1)
     local = paths(model, features)
     last_name = f"block{len(features.blocks)}"
     weights = {last_name: 1.5}
@@ -691,10 +717,11 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 @torch.no_grad()
 def monitor(
-    model: nn.Module, texts: Texts, seed: int, count: int = 64, side: int = SIZE, layers: nn.ModuleList | None = None
-) -> dict[str, float]:
-    """Image and patch AUROC on pairs of families that are not in the training."""
-    held = [name for name, family in gen.FAMILIES.items() if family.held_out]
+    model: nn.Module, texts: Texts, seed: int, count: int = 64, side: int = SIZE, layers: nn.ModuleList | None = None,
+    held: list[str] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Image and patch AUROC on pairs of families that are not in the training, or of the families ``held``."""
+    held = held or [name for name, family in gen.FAMILIES.items() if family.held_out]
     pairs = [draw_pair(seed + 77, i, held) for i in range(count)]
     device = model.logit_scale.device
     shown = [p.good for p in pairs] + [p.bad for p in pairs]
@@ -771,7 +798,53 @@ def batch_plan(progress: float, rng: np.random.Generator, given: list[int] | Non
     )
     sides, weights = zip(*table, strict=True)
     side = int(rng.choice(given) if given else rng.choice(sides, p=weights))
-    return side, {64: 32, 80: 24, 96: 18, 128: 12, 160: 8}.get(side, max(2, round(32 * (64 / side) ** 1.5)))
+    return side, pairs_of(side)
+
+
+def pairs_of(side: int, factor: float = 1.0) -> int:
+    """Pairs in a batch of pictures of this side: about the same work for every side."""
+    known = {64: 32, 80: 24, 96: 18, 128: 12, 160: 8}
+    return max(int(known.get(side, max(2, round(32 * (64 / side) ** 1.5))) * factor), 2)
+
+
+def open_ring(args: argparse.Namespace, used: int) -> Feed:
+    """Start the processes that draw pairs, and the feed that reads them."""
+    ring = Ring(args.slots, args.workers, max([SIZE, *(args.side or ())]))
+    feed = Feed(ring, args.seed, used, args.replay, twins="twins" not in args.without)
+    first = max(0, 1024 + math.ceil(used / feed.replay) - feed.window)
+    ring.oldest.value = first
+    for worker in range(args.workers):
+        mp.get_context("fork").Process(target=produce, args=(ring, args.seed, worker, first), daemon=True).start()
+    return feed
+
+
+def open_pairs(args: argparse.Namespace, used: int) -> PairFeed:
+    """The feed of pairs from files, and the family of photographs by name: its pictures are in the files."""
+    FAMILIES.append(PHOTOGRAPH)
+    gen.FAMILIES[PHOTOGRAPH] = (
+        photograph_family(args.held_out_photographs)
+        if args.held_out_photographs
+        else gen.Family(PHOTOGRAPH, "texture", SURFACES, draw=None)
+    )
+    feed = PairFeed(args.pairs, args.pair_count, args.seed, FAMILIES, KINDS)
+    feed.used = used
+    return feed
+
+
+def build_optimizers(
+    rate: float, dtype: torch.dtype, matrices: list[nn.Parameter], rest: list[nn.Parameter], slow: list[nn.Parameter],
+    anchors: nn.Parameter, imitation: Imitation | None, *, muon: bool,
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:  # fmt: skip
+    """One for the matrices of the image tower's blocks, one for everything else.
+
+    Muon takes larger rates than Adam, so the others' rates are a share of it; with Adam they are the same or multiples.
+    """
+    own = {"betas": (0.9, 0.98), "eps": 1e-8}
+    blocks = Muon(matrices, rate, dtype) if muon else torch.optim.AdamW(matrices, rate, weight_decay=0.05, **own)
+    shares = (0.25, 0.06, 2.0, 0.5) if muon else (1.0, 0.25, 8.0, 3.0)
+    members = (rest, slow, [anchors], list(imitation.parameters()) if imitation is not None else [])
+    groups = [{"params": m, "lr": share * rate} for m, share in zip(members, shares, strict=True) if m]
+    return blocks, torch.optim.Adam(groups, **own)
 
 
 def main() -> None:
@@ -799,7 +872,13 @@ def main() -> None:
     )
     parser.add_argument("--replay", type=float, default=2.0, help="how often each pair is shown, in other crops")
     parser.add_argument("--batch-factor", type=float, default=1.0, help="multiplies the pairs per batch (GPU)")
-    parser.add_argument("--lr", type=float, default=0.005, help="of Muon; Adam's follow it")
+    parser.add_argument(
+        "--lr", type=float, default=0.005, help="of the matrices of the image tower; the others follow it"
+    )
+    parser.add_argument(
+        "--optimizer", choices=["muon", "adam"], default="muon",
+        help="of those matrices; for Adam about a tenth of Muon's rate. It is as good at imitating, and cheaper",
+    )  # fmt: skip
     parser.add_argument("--tail", type=float, default=0.4, help="share of the schedule in which the rate falls to zero")
     parser.add_argument(
         "--relit", type=float, default=0.0,
@@ -818,6 +897,19 @@ def main() -> None:
         help="leave out, to see what it is worth: all terms that look at patches; the good twin of a defective picture "
         "(another product of the family takes its place)",
     )  # fmt: skip
+    parser.add_argument("--pairs", type=Path, help="folder of teacher_pairs.py to take the pictures from")
+    parser.add_argument(
+        "--pair-count", type=int, default=12_800, help="pairs of that folder that the schedule goes through"
+    )
+    parser.add_argument(
+        "--imitate", type=float, default=0.4,
+        help="share of the schedule in which the tower does nothing but imitate the teacher; afterwards every second "
+        "batch has the teacher's tokens",
+    )  # fmt: skip
+    parser.add_argument(
+        "--imitation-weight", type=float, default=4.0, help="of the imitation beside the other terms; 0: no teacher"
+    )
+    parser.add_argument("--held-out-photographs", type=Path, help="folder of photographs to score on now and then")
     args = parser.parse_args()
     if bool(args.steps) == bool(args.minutes):
         parser.error("give one of --steps and --minutes")
@@ -836,12 +928,7 @@ def main() -> None:
     if args.start and not saved:
         used = 2 * CURRICULUM  # gross defects alone are for beginners
 
-    ring = Ring(args.slots, args.workers, max([SIZE, *(args.side or ())]))
-    feed = Feed(ring, args.seed, used, args.replay, twins="twins" not in args.without)
-    first = max(0, 1024 + math.ceil(used / feed.replay) - feed.window)
-    ring.oldest.value = first
-    for worker in range(args.workers):
-        mp.get_context("fork").Process(target=produce, args=(ring, args.seed, worker, first), daemon=True).start()
+    feed = open_pairs(args, used) if args.pairs else open_ring(args, used)
 
     model, texts = build_model(args.config), Texts()
     model.set_grad_checkpointing(False)
@@ -850,6 +937,8 @@ def main() -> None:
     elif args.start:
         model.load_state_dict({**model.state_dict(), **mean_weights(args.start)})
     else:
+        if isinstance(feed, PairFeed):
+            parser.error("--pairs needs --start: a tower that knows nothing begins with the pictures of the ring")
         sample, _, _ = feed.batch(-1 & 0xFFFF, 128, SIZE)
         feed.used = 0
         x = (sample.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
@@ -869,21 +958,17 @@ def main() -> None:
         layers.load_state_dict(saved["layers"])
     elif layers is not None and args.start and (before := args.start[0].with_name("layers.safetensors")).exists():
         nn.ModuleDict({"fc": layers}).load_state_dict(load_file(before))
+    taught = bool(args.pairs and args.imitation_weight)
+    imitation = Imitation(model.visual.conv1.weight.shape[0]).to(args.device) if taught else None
+    if imitation is not None and saved:
+        imitation.load_state_dict(saved["imitation"])
     model.logit_scale.requires_grad_(False)
     rest = [p for p in model.parameters() if id(p) not in chosen]
     rest += list(layers.parameters()) if layers is not None else []
     dtype = PRECISIONS[args.precision]
-    muon = Muon(matrices, args.lr, dtype)
-    adam = torch.optim.Adam(
-        [
-            {"params": rest, "lr": 0.25 * args.lr},
-            {"params": slow, "lr": 0.06 * args.lr},
-            {"params": [anchors], "lr": 2 * args.lr},
-        ],
-        betas=(0.9, 0.98),
-        eps=1e-8,
+    optimizers = build_optimizers(
+        args.lr, dtype, matrices, rest, slow, anchors, imitation, muon=args.optimizer == "muon"
     )
-    optimizers = (muon, adam)
     if saved:
         anchors.data.copy_(saved["anchors"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
@@ -893,12 +978,16 @@ def main() -> None:
         base = saved["base"]
     log = (args.out / "log.jsonl").open("a", encoding="utf-8")
     began, last_save, sums, seen = time.time() - elapsed, time.time(), {}, 0
+    joint_from = saved.get("joint_from") if saved else None
 
     def save() -> None:
         state = {
             "model": model.state_dict(), "anchors": anchors.data,
-            "layers": layers.state_dict() if layers is not None else {}, "optimizers": [o.state_dict() for o in optimizers],
+            "layers": layers.state_dict() if layers is not None else {},
+            "imitation": imitation.state_dict() if imitation is not None else {},
+            "optimizers": [o.state_dict() for o in optimizers],
             "base": base, "step": step, "used": feed.used, "images": images, "elapsed": time.time() - began,
+            "joint_from": joint_from,
         }  # fmt: skip
         torch.save(state, str(checkpoint) + ".part")
         os.replace(str(checkpoint) + ".part", checkpoint)
@@ -908,20 +997,34 @@ def main() -> None:
 
     while True:
         progress = step / args.steps if args.steps else (time.time() - began) / (60 * args.minutes)
-        if progress >= 1:
+        if progress >= 1 or (STOP_AFTER and seen >= STOP_AFTER):
             break
         rng = np.random.default_rng([args.seed, 2_000_003, step])
         advanced = 1.0 if args.start else progress
-        side, pairs = batch_plan(advanced, rng, args.side)
-        pairs = max(int(pairs * args.batch_factor), 2)
+        alone = taught and progress < args.imitate
         factor = min(1.0, (step + 1) / 60) * min(1.0, (1 - progress) / args.tail + 0.01)
+        if taught and not alone and joint_from is None:
+            joint_from = step
+        if joint_from is not None:  # the text tower and what reads the tokens begin only now
+            factor *= min(1.0, (step - joint_from + 1) / 60)
         for optimizer, rates in zip(optimizers, base, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-        batch, cover, meta = feed.batch(step, pairs, side)
+        tokens = None
+        if isinstance(feed, PairFeed):
+            sizes = {8 * grid: pairs_of(8 * grid, args.batch_factor) for grid in feed.shares}
+            batch, cover, meta, tokens = feed.batch(step, progress, sizes, taught=alone or bool(taught and step % 2))
+            pairs = len(meta)
+        else:
+            side, pairs = batch_plan(advanced, rng, args.side)
+            pairs = max(int(pairs * args.batch_factor), 2)
+            batch, cover, meta = feed.batch(step, pairs, side)
         values, kinds = bool(rng.random() < 0.5) and "patches" not in args.without, bool(rng.random() < 0.5)
         anchored = anchors if advanced >= ANCHORS_FROM else None
-        terms = losses(model, texts, batch, cover, meta, rng, dtype, values, kinds, anchored, args.relit, layers)
+        terms = losses(
+            model, texts, batch, cover, meta, rng, dtype, values, kinds, anchored, args.relit, layers,
+            imitation, tokens, args.imitation_weight, alone,
+        )  # fmt: skip
         terms = {name: v for name, v in terms.items() if not any(PARTS[part].match(name) for part in args.without)}
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -949,8 +1052,12 @@ def main() -> None:
             save()
             model.eval()
             scores = {k: round(v, 3) for k, v in monitor(model, texts, args.seed, side=shown_at, layers=layers).items()}
+            line = {"step": step, "held out": scores}
+            if args.pairs and args.held_out_photographs:
+                surfaces = monitor(model, texts, args.seed, side=shown_at, layers=layers, held=[PHOTOGRAPH])
+                line["photographs"] = {k: round(v, 3) for k, v in surfaces.items()}
             model.train()
-            print(json.dumps({"step": step, "held out": scores}), file=log, flush=True)
+            print(json.dumps(line), file=log, flush=True)
             last_save = time.time()
     save()
     print(

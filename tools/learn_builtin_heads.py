@@ -3,7 +3,8 @@
     python tools/learn_builtin_heads.py
     python tools/learn_builtin_heads.py --heads crane
 
-The auxiliary images are procedural, of the families and defects that are not held out, half of them normal. Losses and
+The auxiliary images are procedural, of the families and defects that are not held out, half of them normal;
+``--photographs`` names a folder of photographs of surfaces that every third image is made on. Losses and
 optimisers are the papers'; the data being larger and the backbone smaller than theirs, the number of epochs and SDP+'s
 learning rate are arguments, and SDP+ starts elsewhere: at the layers that were trained along with the tower, or between
 the texts. Deterministic for a seed; minutes on two CPU cores. To be run again whenever the built-in weights change: the
@@ -26,6 +27,7 @@ from tqdm.auto import tqdm
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.clip.loading import BUILTIN_FOLDER
 from anomalib_zsclip.data.generator import DEFECTS, FAMILIES, INVENTED_SHARE, generate
+from anomalib_zsclip.data.generator.photographs import photograph_family
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
 from anomalib_zsclip.heads.base import LearnableHead
 from anomalib_zsclip.heads.crane import CraneHead
@@ -45,7 +47,10 @@ class AuxiliaryImages(NamedTuple):
     nouns: list[str]
 
 
-def auxiliary_images(count: int, size: int, seed: int) -> AuxiliaryImages:
+PHOTOGRAPHS = 1 / 3  # share of the images on photographs of surfaces, where there are any
+
+
+def auxiliary_images(count: int, size: int, seed: int, photographs: Path | None = None) -> AuxiliaryImages:
     """Make them; half are normal, and half are called by a noun of their family, the others "object"."""
     rng, naming = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     named, invented = (
@@ -53,11 +58,16 @@ def auxiliary_images(count: int, size: int, seed: int) -> AuxiliaryImages:
         for own in (False, True)
     )
     defects = [name for name, defect in DEFECTS.items() if not defect.held_out]
+    if photographs:
+        surface = photograph_family(photographs)
+        FAMILIES[surface.name] = surface
     samples, nouns = [], []
     for index in tqdm(range(count), desc="Auxiliary images"):
         defect = str(rng.choice(defects)) if index % 2 else None
         families = invented if rng.random() < INVENTED_SHARE else named
         family = str(rng.choice(families))
+        if photographs and rng.random() < PHOTOGRAPHS:
+            family = surface.name
         samples.append(generate(family, defect, size, rng))
         nouns.append(str(naming.choice(FAMILIES[family].nouns)) if naming.random() < 0.5 else "object")
     images = np.stack([sample.image for sample in samples])
@@ -150,7 +160,8 @@ def learn_prompts(
 
 def described(arguments: argparse.Namespace) -> str:
     """What the heads learned from, for their files."""
-    return f"{arguments.images} procedural images, seed {arguments.seed}"
+    photographs = ", every third on a photograph of a surface" if arguments.photographs else ""
+    return f"{arguments.images} procedural images, seed {arguments.seed}{photographs}"
 
 
 def main() -> None:
@@ -158,6 +169,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=HEADS)
     parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument(
+        "--photographs", type=Path, help="folder of photographs of surfaces to make every third image on"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sdp-plus-epochs", type=int, default=2)
@@ -173,7 +187,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
 
     backbone = ClipBackbone.load("builtin")
-    data = auxiliary_images(arguments.images, backbone.default_size, arguments.seed)
+    data = auxiliary_images(arguments.images, backbone.default_size, arguments.seed, arguments.photographs)
     learners = {
         "sdp_plus": lambda: learn_sdp_plus(backbone, data, arguments),
         "anomaly_clip": lambda: learn_prompts(AnomalyClipHead(learn=True), backbone, data, arguments),

@@ -357,7 +357,7 @@ def test_the_shipped_linear_layers_improve_on_sdp() -> None:
     kinds = [name for name, defect in gen.DEFECTS.items() if not defect.held_out]
     backbone = ClipBackbone.load("builtin")
     side = backbone.default_size
-    samples = [gen.generate(str(rng.choice(families)), str(rng.choice(kinds)), side, rng) for _ in range(80)]
+    samples = [gen.generate(str(rng.choice(families)), str(rng.choice(kinds)), side, rng) for _ in range(160)]
     pixels = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.std))
     masks = torch.from_numpy(np.stack([sample.mask for sample in samples])) > 0

@@ -10,7 +10,7 @@ object is, and the background, so that a missing part shows it.
 
 from __future__ import annotations
 
-from .canvas import Canvas, background, imprint, material
+from .canvas import BACKGROUNDS, Canvas, background, imprint, material
 from .mechanical import (
     board,
     bottle_top,
@@ -47,6 +47,7 @@ from .products import (
 )
 
 __all__ = [
+    "BACKGROUNDS",
     "Canvas",
     "background",
     "bearing",

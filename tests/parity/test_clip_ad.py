@@ -140,7 +140,10 @@ def rounded_texts(config: Config, backbone: ClipBackbone, head: SdpHead) -> Tens
     texts = []
     for name in config["objects"]:
         states = [backbone.encode_text(state, normalize=True) for state in state_sentences(name)]
-        vectors = [representative_vector(rows, head.rvs, normalize=False, **head.rvs_params) for rows in states]
+        vectors = [
+            representative_vector(rows, head.options.rvs, normalize=False, **(head.options.rvs_params or {}))
+            for rows in states
+        ]
         texts.append(torch.stack([(vector.half() / vector.half().norm()).float() for vector in vectors], dim=1))
     return torch.stack(texts)
 

@@ -65,7 +65,7 @@ def run(model: ZsClip, data: MVTecAD, k_shot: int, named: Counter) -> Prediction
     """Predictions of all heads, and of the memory if there is one, on the test images."""
     data.prepare_data()
     data.setup()
-    model.prepare()
+    model.prepare()  # without images to compare with, which are those of the benchmark
     detector, predictions = model.model, Predictions()
     handwritten = None
     if "anomaly_clip" in detector.heads:  # the same tokens against words instead of learned prompts
@@ -74,7 +74,9 @@ def run(model: ZsClip, data: MVTecAD, k_shot: int, named: Counter) -> Prediction
         handwritten.text_features = torch.nn.functional.normalize(words, dim=-1)
     if k_shot:
         images = [model.pre_processor.transform(data.train_data[index].image) for index in range(k_shot)]
-        detector.memory_bank.fill([detector.features(torch.stack(images))], detector.backbone)
+        request = detector.memory_bank.request(detector.backbone)
+        shots = detector.backbone.forward_intermediates(torch.stack(images), request)
+        detector.memory_bank.fill([shots], detector.backbone)
     for batch in data.test_dataloader():
         images, masks = model.pre_processor.transform(batch.image, batch.gt_mask)
         size = (images.shape[-2], images.shape[-1])
@@ -110,11 +112,10 @@ def measure(modules: list[MVTecAD], name: str, arguments: argparse.Namespace, pr
     model = ZsClip(
         backbone=arguments.backbone,
         pretrained=arguments.pretrained,
-        k_shot=k_shot,
         precision=precision,
         evaluator=False,
     )
-    all_verdicts = [run(model, data, k_shot, named) for data in tqdm(modules, desc=f"{name}, {precision}")]
+    all_predictions = [run(model, data, k_shot, named) for data in tqdm(modules, desc=f"{name}, {precision}")]
     heads = list(model.model.heads)
     rows = {head: {head: 1.0} for head in heads}
     if "anomaly_clip" in heads:
@@ -127,7 +128,7 @@ def measure(modules: list[MVTecAD], name: str, arguments: argparse.Namespace, pr
         rows["all + few_shot"] = {**dict.fromkeys(heads, 1 / len(heads)), "few_shot": 1.0}
     means: Table = {}
     for row, weights in rows.items():
-        values = [predictions.metrics(weights) for predictions in all_verdicts]
+        values = [predictions.metrics(weights) for predictions in all_predictions]
         means[row] = {key: float(np.mean([value[key] for value in values])) for key in values[0]}
     return means
 

@@ -24,6 +24,10 @@ FEW_PARTS = 10
 SCALE = 4
 """Parts of the range from min to max that make one unit of ``x``: the ends of a symmetric range become 1/6 and 5/6."""
 
+ROUNDING = 1e-5
+"""How far above a good part's own score a threshold lies that is made of it: in another batch or with another number of
+threads the same picture's score differs by up to 2e-6, and a part that was given as good must not be flagged for that."""
+
 LEAST_REACH = 0.05
 """Least way from the lowest normal score to the threshold: equal scores would otherwise make a step of the normalisation."""
 
@@ -192,7 +196,7 @@ class MonotonePostProcessor(DynamicBufferMixin, PostProcessor):
         if len(scores) < 2:
             return
         for prefix, values in (("image", self.normal_scores), ("pixel", self.normal_peaks)):
-            threshold = threshold_from_normal(values, self.false_alarms)
+            threshold = threshold_from_normal(values, self.false_alarms) + ROUNDING
             low = values.min()
             getattr(self, f"_{prefix}_threshold").copy_(threshold)
             getattr(self, f"{prefix}_min").copy_(low)

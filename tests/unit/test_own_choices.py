@@ -62,6 +62,15 @@ def test_the_range_is_twice_the_way_from_the_lowest_score_to_the_threshold() -> 
     assert float(post_processor.pixel_max) == pytest.approx(0.3 + 2 * 0.05), "equal scores have a range all the same"
 
 
+def test_a_good_part_is_not_flagged_for_a_rounding_error_of_its_own_score() -> None:
+    scores = torch.linspace(0.2, 0.4, 40)
+    post_processor = MonotonePostProcessor(false_alarms=0.0)
+    post_processor.decide_from_normal(scores, scores)
+    again = post_processor(InferenceBatch(pred_score=scores + 4e-6, anomaly_map=(scores + 4e-6).view(-1, 1, 1)))
+    assert not again.pred_label.any()
+    assert not again.pred_mask.any()
+
+
 def test_threshold_of_many_parts_is_an_order_statistic() -> None:
     scores = torch.arange(1.0, 100.0)  # 99 parts: the 95th is exceeded by 5 of 100
     assert float(threshold_from_normal(scores.flip(0), 0.05)) == 95

@@ -151,6 +151,26 @@ def test_no_good_part_is_compared_with_itself(k_shot: int, tmp_path: Path) -> No
     assert float(scores.max()) < 4 * float(scores.min()), "parts of the bank are judged as the others are"
 
 
+@torch.no_grad()
+def test_a_part_of_the_bank_is_judged_by_as_many_others_as_a_new_one(tmp_path: Path) -> None:
+    """Of three parts two are in the bank: each is judged by the two others."""
+    from anomalib_zsclip.images import find_normal_images
+
+    good = write_parts(tmp_path / "good", 3)
+    model = small(normal_dir=good, k_shot=2, memory_share=1.0)
+    model.prepare()
+    bank, backbone = model.model.memory_bank, model.model.backbone
+    normal = find_normal_images(good, None)
+    images = torch.cat(list(normal.batches(normal.pick(3), model.pre_processor.transform, backbone.device)))
+    features = [backbone.forward_intermediates(image[None], bank.request(backbone)) for image in images]
+    expected = []
+    for index in range(3):
+        others = [bank.patches_of(features[other], backbone) for other in range(3) if other != index]
+        bank.patches = torch.cat(others, dim=1)  # the reference distance stays that of the bank
+        expected.append(float(bank(features[index], backbone, (SIZE, SIZE)).max()))
+    assert model.post_processor.normal_scores.tolist() == pytest.approx(expected, abs=1e-5)
+
+
 def test_one_part_says_nothing_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     good = write_parts(tmp_path / "good", 1)
     with caplog.at_level(logging.INFO):

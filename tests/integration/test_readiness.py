@@ -240,6 +240,19 @@ def test_a_second_data_module_finds_a_model_as_new(k_shot: int, call: str, tmp_p
     assert saved == pytest.approx(thresholds(fresh), abs=1e-6)
 
 
+def test_a_validation_that_decides_nothing_leaves_no_threshold_of_the_data_before(tmp_path: Path) -> None:
+    model = small(evaluator=False)
+    data = write_category(tmp_path, "bottle", 0, 90)
+    engine(tmp_path).validate(model, datamodule=data)
+    assert int(model.post_processor.source) == LABELLED_DATA
+    unlabelled = PredictDataset(tmp_path / "bottle" / "test" / "good")
+    loader = torch.utils.data.DataLoader(unlabelled, collate_fn=unlabelled.collate_fn)
+    model.post_processor.enable_thresholding = False  # anomalib's metrics ask for labels
+    engine(tmp_path).validate(model, dataloaders=loader)
+    assert int(model.post_processor.source) == NO_DATA
+    assert np.isnan(thresholds(model)).all()
+
+
 def test_data_without_masks_takes_no_pixel_threshold_from_the_data_before(tmp_path: Path) -> None:
     first, second = (write_category(tmp_path, *values) for values in (("bottle", 0, 90), ("cable", 50, 160)))
     model = RandomWordClip(backbone="builtin", image_size=SIZE, prompts_per_class=20, text_cache=False)

@@ -138,11 +138,10 @@ def _record_of_old_version(module: Detector, checkpoint: dict[str, Any]) -> Reci
     """What version 0.1, which wrote down the class name alone, is believed without a comparison."""
     name = checkpoint.get("zsclip_class_name")
     model = module.model
-    parts: dict[str, Any] = dict(model.heads.items()) | (
-        {"defect_words": model.namer} if model.namer is not None else {}
-    )
     text = {
-        part: {"backbone": model.backbone.fingerprint, **value.recipe(name)} for part, value in parts.items() if name
+        part: {"backbone": model.backbone.fingerprint, **value.recipe(name)}
+        for part, value in model.text_parts.items()
+        if name
     }
     images = checkpoint["state_dict"].get("model.memory_bank.patches")
     heads = {key.split(".")[2] for key in checkpoint["state_dict"] if key.startswith("model.heads.")}
@@ -174,8 +173,9 @@ def _match_heads(
             _check_learned(module, name, head, saved[name], state)
         elif differences(_without_class(bindings.text.get(name)), _without_class(head.recipe(""))):  # type: ignore[operator]
             _take_own(module, state, prefix)  # of other sizes, perhaps; it is made anew in any case
+    if model.namer is None:
+        bindings.text.pop("defect_words", None)
     if model.namer is None or model.namer.recipe("") != _without_backbone(bindings.text.get("defect_words")):
-        bindings.text.pop("defect_words", None) if model.namer is None else None
         _take_own(module, state, "model.namer.")
 
 
@@ -228,10 +228,9 @@ def _match_references(module: Detector, saved: int, bindings: Bindings, state: d
     if saved != own:
         # Images at hand fill the bank anew; without them readiness names both values.
         bindings.references = {**(bindings.references or {}), "k_shot": saved}
-        _take_own(module, state, prefix)
         if module.model.memory_bank is not None:
             module.model.memory_bank.clear()
-            _take_own(module, state, prefix)
+        _take_own(module, state, prefix)
 
 
 def _match_components(module: Detector, state: dict[str, Tensor]) -> None:

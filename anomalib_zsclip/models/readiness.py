@@ -147,10 +147,7 @@ def _order(module: Detector, normal: NormalImages) -> list[int]:
 # ---------------------------------------------------------------------- text
 def _compile_text(module: Detector, class_name: str) -> None:
     model, bindings = module.model, module.bindings
-    parts: dict[str, Any] = dict(model.heads.items())
-    if model.namer is not None:
-        parts["defect_words"] = model.namer
-    for name, part in parts.items():
+    for name, part in model.text_parts.items():
         recipe = {"backbone": model.backbone.fingerprint, **part.recipe(class_name)}
         made = bindings.text.get(name)
         if made == recipe:

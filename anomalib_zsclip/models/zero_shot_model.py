@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from anomalib.data import InferenceBatch
@@ -61,6 +62,11 @@ class ZeroShotModel(nn.Module):
         """Add a head to those that are fused; their weights are shared out anew."""
         self.heads[name] = head
         self.weights = _normalized(self._given_weights, list(self.heads))
+
+    @property
+    def text_parts(self) -> dict[str, Any]:
+        """Everything that text is compiled for, by name: the heads, and the namer of defects where there is one."""
+        return {**self.heads, **({} if self.namer is None else {"defect_words": self.namer})}
 
     def recipe(self) -> Recipe:
         """What scores and maps depend on, besides backbone, text and references: arguments in plain values."""

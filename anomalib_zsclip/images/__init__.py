@@ -7,5 +7,13 @@ from .checks import UnreadableImages
 from .normal_images import NormalImages, find_normal_images
 from .pre_processing import ClipPreProcessor
 from .read_ahead import ReadAhead
+from .unlabelled_images import find_unlabelled_images
 
-__all__ = ["ClipPreProcessor", "NormalImages", "ReadAhead", "UnreadableImages", "find_normal_images"]
+__all__ = [
+    "ClipPreProcessor",
+    "NormalImages",
+    "ReadAhead",
+    "UnreadableImages",
+    "find_normal_images",
+    "find_unlabelled_images",
+]

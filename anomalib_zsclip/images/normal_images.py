@@ -76,7 +76,7 @@ def find_normal_images(normal_dir: str | Path | None, trainer: Trainer | None) -
         ArgumentError: If ``normal_dir`` is no folder with images.
     """
     if normal_dir is not None:
-        return _images_of_folder(Path(normal_dir).expanduser())
+        return images_of_folder(Path(normal_dir).expanduser(), "normal_dir")
     datamodule = getattr(trainer, "datamodule", None)
     data = getattr(datamodule, "train_data", None)
     samples = getattr(data, "samples", None)
@@ -86,15 +86,20 @@ def find_normal_images(normal_dir: str | Path | None, trainer: Trainer | None) -
     return NormalImages(data, files, f"the training images of {type(datamodule).__name__}")
 
 
-def _images_of_folder(folder: Path) -> NormalImages:
+def images_of_folder(folder: Path, argument: str) -> NormalImages:
+    """All images of a folder that an argument names.
+
+    Raises:
+        ArgumentError: If it is no folder, or has no images.
+    """
     if not folder.is_dir():
-        msg = f"normal_dir={str(folder)!r} is not a folder."
+        msg = f"{argument}={str(folder)!r} is not a folder."
         raise ArgumentError(msg)
     try:
         dataset = PredictDataset(folder)
     except (ValueError, FileNotFoundError):
         dataset = None
     if dataset is None or not len(dataset):
-        msg = f"normal_dir={str(folder)!r} holds no images."
+        msg = f"{argument}={str(folder)!r} holds no images."
         raise ArgumentError(msg)
-    return NormalImages(dataset, tuple(Path(file) for file in dataset.image_filenames), f"normal_dir={str(folder)!r}")
+    return NormalImages(dataset, tuple(Path(file) for file in dataset.image_filenames), f"{argument}={str(folder)!r}")

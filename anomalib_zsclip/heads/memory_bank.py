@@ -32,11 +32,11 @@ def neighbour_mask(grid: tuple[int, int], radius: int) -> Tensor:
 class MemoryBank(DynamicBufferMixin):
     """Compares patches with those of other images: of a few good parts, of the unlabelled folder, or of both.
 
-    **Good parts** (WinCLIP, arXiv 2303.14814). Compared are the patch tokens themselves, in which small defects stand out, and their means over 3 x 3 patches
-    (PatchCore, arXiv 2106.08265, section 3.1), in which large ones do. The distance of a patch is one minus its cosine to
-    the nearest patch of the memory, averaged over these scales and over some blocks of the tower. It becomes a probability
-    by ``d^2 / (d^2 + r^2)``, where ``r`` is the distance that almost no patch of the normal images themselves exceeds, each
-    compared with the *other* good parts.
+    **Good parts** (WinCLIP, arXiv 2303.14814). Compared are the patch tokens themselves, in which small defects stand out,
+    and their means over 3 x 3 patches (PatchCore, arXiv 2106.08265, section 3.1), in which large ones do. The distance of a
+    patch is one minus its cosine to the nearest patch of the memory, averaged over these scales and over some blocks of the
+    tower. It becomes a probability by ``d^2 / (d^2 + r^2)``, where ``r`` is the distance that almost no patch of the good
+    parts themselves exceeds, each compared with the *other* good parts.
 
     **Unlabelled images** (MuSc, arXiv 2401.16753). The same patches are compared with the nearest one of each unlabelled
     image; the score of a patch is the mean of the lowest 30 % of these Euclidean distances, averaged over scales and
@@ -215,8 +215,8 @@ class MemoryBank(DynamicBufferMixin):
         rows = []
         for block in self.blocks(backbone):
             tokens = features.tokens[block][:, 1:]
-            for side in self.scales:
-                rows.append(F.normalize(window_means(tokens, features.grid, side, pad=False), dim=-1))
+            means = (window_means(tokens, features.grid, side, pad=False) for side in self.scales)
+            rows.extend(F.normalize(mean, dim=-1) for mean in means)
         return torch.stack(rows)
 
     def _distances(

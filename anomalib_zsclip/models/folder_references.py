@@ -208,7 +208,7 @@ def _images(
     transform: Any,
     device: torch.device,
     *,
-    quiet: bool,  # noqa: ANN401
+    quiet: bool,
 ) -> Iterator[Tensor | str]:
     """Pre-processed images ``[1, 3, H, W]``, or the names of files that cannot be read."""
     for index in tqdm(indices, desc="Unlabelled images", disable=quiet or len(indices) < MANY, leave=False):

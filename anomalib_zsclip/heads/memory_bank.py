@@ -212,7 +212,7 @@ class MemoryBank(DynamicBufferMixin):
 
     def patches_of(self, features: ImageFeatures, backbone: ClipBackbone) -> Tensor:
         """Unit patch tokens of all blocks, at each scale: ``[layers * scales, B, L, W]``."""
-        rows = []
+        rows: list[Tensor] = []
         for block in self.blocks(backbone):
             tokens = features.tokens[block][:, 1:]
             means = (window_means(tokens, features.grid, side, pad=False) for side in self.scales)

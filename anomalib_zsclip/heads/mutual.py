@@ -93,11 +93,11 @@ def interval_means(distances: Tensor, share: tuple[float, float] = SHARE, left_o
         return distances.sort(dim=-1).values[..., low:high].mean(dim=-1)
     # The ranks depend on how many others an image has, at most one row of the table for each possible number.
     table = torch.tensor([interval(count, share) for count in range(total + 1)], device=distances.device)
-    low, high = table[total - left_out.sum(dim=1)].unsqueeze(1).unbind(-1)  # [B, 1] each
+    first, last = table[total - left_out.sum(dim=1)].unsqueeze(1).unbind(-1)  # [B, 1] each
     ordered = distances.masked_fill(left_out.unsqueeze(1), torch.inf).sort(dim=-1).values
     rank = torch.arange(total, device=distances.device)
-    chosen = (rank >= low[..., None]) & (rank < high[..., None])  # [B, 1, R]
-    return ordered.masked_fill(~chosen, 0).sum(dim=-1) / (high - low)
+    chosen = (rank >= first[..., None]) & (rank < last[..., None])  # [B, 1, R]
+    return ordered.masked_fill(~chosen, 0).sum(dim=-1) / (last - first)
 
 
 def mutual_scores(

@@ -110,7 +110,7 @@ def fill_unlabelled(module: Detector, trainer: Trainer | None, recipe: Recipe, *
 
 
 def _images_at_hand(module: Detector, trainer: Trainer | None) -> NormalImages | None:
-    """Unlabelled images; ``None`` where there are none, or a checkpoint has those of a folder that is not on this machine."""
+    """Unlabelled images; ``None`` where there are none, or a checkpoint has those of a folder that is not here."""
     folder = module.unlabelled_dir
     if folder is not None and module.bindings.unlabelled is not None and not Path(folder).expanduser().is_dir():
         return None
@@ -205,7 +205,7 @@ def _left_out(folder: Folder) -> str:
 def _images(
     images: NormalImages,
     indices: list[int],
-    transform: Any,
+    transform: Any,  # noqa: ANN401
     device: torch.device,
     *,
     quiet: bool,

@@ -105,7 +105,7 @@ def test_from_tokens_to_scores(path: Path) -> None:
     if "subsets" in config:
         parts = [score(found, config, class_tokens, subset) for subset in config["subsets"]]
         divided = {name: torch.cat([part[name] for part in parts]) for name in ("fused", "maps", "image_score_raw")}
-        order = torch.tensor(sum(config["subsets"], []))
+        order = torch.tensor([image for subset in config["subsets"] for image in subset])
         divided |= rescored(divided["image_score_raw"], class_tokens[order], config)
         agree({f"divided.{name}": value for name, value in divided.items()}, arrays, TOLERANCES)
     if "oblong.patch_tokens" in arrays:

@@ -214,7 +214,7 @@ def _images(
     for index in tqdm(indices, desc="Unlabelled images", disable=quiet or len(indices) < MANY, leave=False):
         try:
             (batch,) = images.batches([index], transform, device)
-        except Exception as error:
+        except Exception as error:  # noqa: PERF203 - readers raise what they like; one bad file must not stop a folder
             logger.debug("%s: %s", images.files[index], error)
             yield images.files[index].name
         else:

@@ -124,7 +124,7 @@ def test_too_few_pictures(kind: type, folder: Path, tmp_path: Path, caplog: pyte
         shutil.copy(folder / f"{name}.png", own)
     model = make(kind, unlabelled=12)
     if kind is MuSc:
-        with pytest.raises(ArgumentError, match="4 different images.*5 are needed"):
+        with pytest.raises(ArgumentError, match="4 different images"):
             engine(tmp_path).predict(model, data_path=own)
         return
     with caplog.at_level(logging.WARNING, logger="anomalib_zsclip"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from anomalib_zsclip.heads.mutual_scoring import (
     folder_share,
     unit_embeddings,
 )
+from anomalib_zsclip.images import find_unlabelled_images
 from anomalib_zsclip.models.folder_references import check_expected_defects, check_unlabelled
 from anomalib_zsclip.outputs.post_processing import FOLDER, MonotonePostProcessor
 from anomalib_zsclip.outputs.thresholds import threshold_from_folder
@@ -230,3 +233,26 @@ def test_decisions_from_the_folder_are_a_state_of_their_own() -> None:
     assert float(post_processor._image_threshold) == pytest.approx(float(threshold_from_folder(scores, 0.1)), abs=1e-4)
     assert float(post_processor._pixel_threshold) == pytest.approx(float(threshold_from_folder(peaks, 0.1)), abs=1e-4)
     assert math.isfinite(float(post_processor.image_max))
+
+
+# ---------------------------------------------------------------------- which images
+@pytest.mark.parametrize(("stage", "expected"), [("predict", "own"), ("test", "whole"), ("validate", "whole")])
+def test_the_images_under_judgement_are_the_references(stage: str, expected: str) -> None:
+    """Validation and test share their references; predicted images are their own."""
+
+    def loader(name: str) -> SimpleNamespace:
+        return SimpleNamespace(dataset=SimpleNamespace(image_filenames=[f"{name}.png"]))
+
+    names = ("predict_dataloaders", "test_dataloaders", "val_dataloaders")
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn=stage),
+        datamodule=SimpleNamespace(test_data=loader("whole").dataset),
+        **{name: [loader("own")] for name in names},
+    )
+    found = find_unlabelled_images(None, trainer)  # type: ignore[arg-type]
+    assert found is not None
+    assert found.files == (Path(f"{expected}.png"),)
+    del trainer.datamodule
+    found = find_unlabelled_images(None, trainer)  # type: ignore[arg-type]
+    assert found is not None
+    assert found.files == (Path("own.png"),)

@@ -6,20 +6,20 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import matplotlib as mpl
 import numpy as np
-from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
+
+from .paths import ResultPaths
 
 COLD, HOT = 0.4, 0.8
 """Map values up to ``COLD`` leave the image as it is; from ``HOT`` on the colour is strongest."""
@@ -39,13 +39,15 @@ class FixedScaleVisualizer(ImageVisualizer):
 
     Args:
         field_size: Width and height of each panel.
-        output_dir: Folder of the pictures. Default: ``images`` in the trainer's root folder.
+        output_dir: Folder of the pictures. Default: ``images`` in the trainer's root folder. Below it they lie as the images
+            do (see :mod:`~anomalib_zsclip.outputs.paths`).
     """
 
     def __init__(self, field_size: tuple[int, int] = (256, 256), output_dir: str | Path | None = None) -> None:
         super().__init__(field_size=field_size, output_dir=output_dir)
         self._pool: ThreadPoolExecutor | None = None
         self._pending: deque[Future[None]] = deque()
+        self._paths: ResultPaths | None = None
 
     def visualize(self, predictions: Any) -> Any:  # noqa: ANN401 - any of anomalib's items and batches
         """Draw one item, or all items of a batch.
@@ -106,20 +108,13 @@ class FixedScaleVisualizer(ImageVisualizer):
     ) -> None:
         """Have the pictures of a batch drawn while the model goes on."""
         del pl_module, outputs, batch_idx, dataloader_idx
-        if self.output_dir is None:
-            self.output_dir = Path(trainer.default_root_dir) / "images"
+        if self._paths is None:
+            self._paths = ResultPaths.of(trainer, self.output_dir)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="pictures", initializer=_give_way)
         while len(self._pending) >= BATCHES_WAITING:
             self._pending.popleft().result()
-        datamodule = getattr(trainer, "datamodule", None)
-        name_file = partial(
-            generate_output_filename,
-            output_path=self.output_dir,
-            dataset_name=getattr(datamodule, "name", None),
-            category=getattr(datamodule, "category", None),
-        )
-        self._pending.append(self._pool.submit(self._save, batch, name_file))
+        self._pending.append(self._pool.submit(self._save, batch, self._paths))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the last pictures."""
@@ -137,9 +132,10 @@ class FixedScaleVisualizer(ImageVisualizer):
         with suppress(Exception):  # the first exception is the one to show
             self._finish()
 
-    def _save(self, batch: Any, name_file: Callable[[str], Path]) -> None:  # noqa: ANN401
+    def _save(self, batch: Any, paths: ResultPaths) -> None:  # noqa: ANN401
         for item in batch:
-            filename = name_file(item.image_path or "")
+            filename = paths.picture(item.image_path)
+            filename.parent.mkdir(parents=True, exist_ok=True)
             picture = self.draw(item)
             if filename.suffix.lower() == ".png":
                 filename.write_bytes(_png(picture))
@@ -147,6 +143,7 @@ class FixedScaleVisualizer(ImageVisualizer):
                 picture.save(filename)
 
     def _finish(self) -> None:
+        self._paths = None
         # No thread stays behind: the model, with this callback in it, must be one that can be copied and saved.
         pool, self._pool = self._pool, None
         pending, self._pending = self._pending, deque()

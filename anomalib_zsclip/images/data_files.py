@@ -1,8 +1,8 @@
-"""Which image files the loaders of a trainer will read."""
+"""Which files the loaders of a trainer will read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,12 @@ def image_files(trainer: Any, *loaders: str) -> list[Path]:  # noqa: ANN401 - Li
         trainer: The trainer, once it has made its loaders.
         *loaders: Which ones: some of :data:`PREDICT`, :data:`TEST`, :data:`VALIDATE`, :data:`TRAIN`.
     """
-    found = (path for dataset in datasets_of(trainer, *loaders) for path in files_of(dataset))
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(path for dataset in datasets_of(trainer, *loaders) for path in files_of(dataset)))
+
+
+def mask_files(trainer: Any, *loaders: str) -> list[Path]:  # noqa: ANN401
+    """Mask files of a trainer's loaders, each once."""
+    return list(dict.fromkeys(path for dataset in datasets_of(trainer, *loaders) for path in masks_of(dataset)))
 
 
 def datasets_of(trainer: Any, *loaders: str) -> list[Any]:  # noqa: ANN401
@@ -38,14 +42,27 @@ def datasets_of(trainer: Any, *loaders: str) -> list[Any]:  # noqa: ANN401
 
 def files_of(dataset: Any) -> Iterator[Path]:  # noqa: ANN401 - anomalib's, or any other
     """Image files of a data set that names them as those of anomalib do, or that consists of such."""
+    return _named(dataset, lambda data: _column(data, "image_path") or getattr(data, "image_filenames", []))
+
+
+def masks_of(dataset: Any) -> Iterator[Path]:  # noqa: ANN401
+    """Mask files of such a data set."""
+    return (path for path in _named(dataset, lambda data: _column(data, "mask_path")) if path.name)
+
+
+def _named(dataset: Any, names_of: Callable[[Any], Any]) -> Iterator[Path]:  # noqa: ANN401
     if isinstance(dataset, ConcatDataset):
         for part in dataset.datasets:
-            yield from files_of(part)
-        return
-    if isinstance(dataset, Subset):
-        files = list(files_of(dataset.dataset))
+            yield from _named(part, names_of)
+    elif isinstance(dataset, Subset):
+        files = list(_named(dataset.dataset, names_of))
         yield from (files[index] for index in dataset.indices if files)
-        return
+    else:
+        yield from (Path(name) for name in names_of(dataset))
+
+
+def _column(dataset: Any, name: str) -> list[str]:  # noqa: ANN401
     samples = getattr(dataset, "samples", None)
-    names = samples["image_path"] if isinstance(samples, DataFrame) else getattr(dataset, "image_filenames", [])
-    yield from (Path(name) for name in names)
+    if not isinstance(samples, DataFrame) or name not in samples:
+        return []
+    return [str(value) if isinstance(value, (str, Path)) else "" for value in samples[name]]

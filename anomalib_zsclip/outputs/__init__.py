@@ -4,9 +4,17 @@ anomalib calls what is here as callbacks; ``models`` only chooses them.
 """
 
 from .evaluation import default_evaluator
+from .fresh_results import FreshResults
 from .map_files import MapFiles
 from .post_processing import MonotonePostProcessor
 from .predictions_file import PredictionsFile
 from .visualizer import FixedScaleVisualizer
 
-__all__ = ["FixedScaleVisualizer", "MapFiles", "MonotonePostProcessor", "PredictionsFile", "default_evaluator"]
+__all__ = [
+    "FixedScaleVisualizer",
+    "FreshResults",
+    "MapFiles",
+    "MonotonePostProcessor",
+    "PredictionsFile",
+    "default_evaluator",
+]

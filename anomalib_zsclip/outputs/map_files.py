@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from anomalib_zsclip.errors import ImageReadError
+from anomalib_zsclip.images.folder_data import rules_of
+from anomalib_zsclip.images.reading import size_of
 
 from .paths import ResultPaths
 
@@ -53,21 +55,27 @@ class MapFiles(Callback):
         maps = batch.anomaly_map.detach().float().cpu().numpy()
         if self._paths is None:
             self._paths = ResultPaths.of(trainer)
+            self._paths.check("map")
+        upright = rules_of(trainer) is not None
         for file, anomaly_map in zip(files, maps.reshape(-1, *maps.shape[-2:]), strict=True):
             target = self._paths.anomaly_map(file)
             target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(at_own_size(anomaly_map, file)).save(target, format="TIFF")
+            Image.fromarray(at_own_size(anomaly_map, file, upright=upright)).save(target, format="TIFF")
 
 
-def at_own_size(anomaly_map: np.ndarray, file: Path) -> np.ndarray:
+def at_own_size(anomaly_map: np.ndarray, file: Path, *, upright: bool = False) -> np.ndarray:
     """A map ``[h, w]`` resized, bilinearly, to the size of the picture in a file; float32.
+
+    Args:
+        anomaly_map: The map.
+        file: The picture.
+        upright: Whether the picture was turned upright before it was judged.
 
     Raises:
         ImageReadError: If the file has gone or is no picture any more.
     """
     try:
-        with Image.open(file) as picture:
-            size = picture.size
+        size = size_of(file, upright=upright)
     except OSError as error:
         msg = f"The size of {file} cannot be read, which its anomaly map shall have: {error}."
         raise ImageReadError(msg) from error

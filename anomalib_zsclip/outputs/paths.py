@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.images.data_files import PREDICT, TEST, image_files
+from anomalib_zsclip.images.folders import absolute
 
 PICTURES, MAPS = "images", "anomaly_maps"
 """Folders in the folder of results."""
@@ -40,6 +42,7 @@ class ResultPaths:
     Attributes:
         folder: The folder of results.
         root: Folder whose structure is kept; ``None`` where no files are known.
+        known: The image files.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class ResultPaths:
         self._taken: dict[Path, Path] = {}  # target -> the image that it belongs to
         self._targets: dict[tuple[str, Path], Path] = {}  # kind and image -> target
         self._nameless = 0
+        self.known = frozenset(known)
+        self.known = frozenset(known)
         for file in sorted(known, key=lambda file: not _is_shown(file)):  # whose name stays goes first
             self.picture(file)
             self.anomaly_map(file)
@@ -68,6 +73,23 @@ class ResultPaths:
         loaders = PREDICT if getattr(trainer, "predicting", False) else TEST
         root = getattr(getattr(trainer, "datamodule", None), "root", None)
         return cls(trainer.default_root_dir, image_files(trainer, loaders), root or None, pictures)
+
+    def check(self, kind: str) -> None:
+        """Look that no image of the run would be written over.
+
+        Args:
+            kind: ``"picture"`` or ``"map"``.
+
+        Raises:
+            ArgumentError: If one would.
+        """
+        for (target_kind, image), target in self._targets.items():
+            if target_kind == kind and absolute(target) in self.known:
+                msg = (
+                    f"The {kind} of {image} would be written over {target}, an image of this run. Give another folder for "
+                    "results (--default_root_dir, or Engine(default_root_dir=...)), or move the images."
+                )
+                raise ArgumentError(msg)
 
     def picture(self, file: str | Path | None) -> Path:
         """Where the picture of an image goes; images that come without a file are numbered."""
@@ -112,8 +134,3 @@ def common_folder(files: Sequence[Path]) -> Path | None:
         return Path(os.path.commonpath([file.parent for file in files]))
     except ValueError:
         return None
-
-
-def absolute(path: str | Path) -> Path:
-    """A path from the root of the file system on; links stay as the user put them."""
-    return Path(os.path.abspath(Path(path).expanduser()))

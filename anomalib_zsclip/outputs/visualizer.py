@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -19,7 +20,12 @@ from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 
+from anomalib_zsclip.images.folder_data import rules_of
+from anomalib_zsclip.images.reading import DEFAULT_RULES, ReadingRules, read_picture
+
 from .paths import ResultPaths
+
+logger = logging.getLogger(__name__)
 
 COLD, HOT = 0.4, 0.8
 """Map values up to ``COLD`` leave the image as it is; from ``HOT`` on the colour is strongest."""
@@ -48,6 +54,7 @@ class FixedScaleVisualizer(ImageVisualizer):
         self._pool: ThreadPoolExecutor | None = None
         self._pending: deque[Future[None]] = deque()
         self._paths: ResultPaths | None = None
+        self._rules: ReadingRules | None = DEFAULT_RULES  # None where anomalib reads the images
 
     def visualize(self, predictions: Any) -> Any:  # noqa: ANN401 - any of anomalib's items and batches
         """Draw one item, or all items of a batch.
@@ -62,7 +69,7 @@ class FixedScaleVisualizer(ImageVisualizer):
 
     def draw(self, item: Any) -> Image.Image:  # noqa: ANN401 - anomalib's ImageItem or NumpyImageItem
         """Draw the strip of one item."""
-        photo = _photo(item).resize(self.field_size, Image.Resampling.BILINEAR)
+        photo = _photo(item, self._rules).resize(self.field_size, Image.Resampling.BILINEAR)
         panels = [("Image", photo)]
         if item.gt_mask is not None:
             panels.append(("Ground truth", self._mask(item.gt_mask).convert("RGB")))
@@ -108,13 +115,12 @@ class FixedScaleVisualizer(ImageVisualizer):
     ) -> None:
         """Have the pictures of a batch drawn while the model goes on."""
         del pl_module, outputs, batch_idx, dataloader_idx
-        if self._paths is None:
-            self._paths = ResultPaths.of(trainer, self.output_dir)
+        paths = self._paths or self._start(trainer)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="pictures", initializer=_give_way)
         while len(self._pending) >= BATCHES_WAITING:
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._save, batch, self._paths))
+        self._pending.append(self._pool.submit(self._save, batch, paths))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the last pictures."""
@@ -132,6 +138,14 @@ class FixedScaleVisualizer(ImageVisualizer):
         with suppress(Exception):  # the first exception is the one to show
             self._finish()
 
+    def _start(self, trainer: Trainer) -> ResultPaths:
+        self._rules = rules_of(trainer)
+        paths = self._paths = ResultPaths.of(trainer, self.output_dir)
+        paths.check("picture")
+        if self.output_dir is not None and Path(self.output_dir).is_dir() and any(Path(self.output_dir).iterdir()):
+            logger.warning("output_dir=%s holds files: pictures of the same names are replaced.", self.output_dir)
+        return paths
+
     def _save(self, batch: Any, paths: ResultPaths) -> None:  # noqa: ANN401
         for item in batch:
             filename = paths.picture(item.image_path)
@@ -143,7 +157,7 @@ class FixedScaleVisualizer(ImageVisualizer):
                 picture.save(filename)
 
     def _finish(self) -> None:
-        self._paths = None
+        self._paths, self._rules = None, DEFAULT_RULES
         # No thread stays behind: the model, with this callback in it, must be one that can be copied and saved.
         pool, self._pool = self._pool, None
         pending, self._pending = self._pending, deque()
@@ -153,9 +167,11 @@ class FixedScaleVisualizer(ImageVisualizer):
             picture.result()
 
 
-def _photo(item: Any) -> Image.Image:  # noqa: ANN401
-    """The original image where its file is known, else what the model was given."""
+def _photo(item: Any, rules: ReadingRules | None) -> Image.Image:  # noqa: ANN401
+    """The original image as it was judged where its file is known, else what the model was given."""
     if getattr(item, "image_path", None):
+        if rules is not None:
+            return read_picture(item.image_path, rules)[0]
         with Image.open(item.image_path) as image:
             return image.convert("RGB")
     values = _array(item.image)

@@ -13,7 +13,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from anomalib_zsclip.errors import ArgumentError
 
-from .own_results import own_names
+from .own_results import MARK, own_names
 
 HIDDEN = "hidden"
 NO_IMAGE = "not named as images"
@@ -116,6 +116,8 @@ def _unseen(here: Path, folders: Iterable[str], seen: set[tuple[int, int]], list
 
 
 def _sort_in(file: Path, listing: Listing) -> None:
+    if file.name == MARK:
+        return
     if file.name.startswith("."):
         listing.left_out[HIDDEN].append(file.name)
     elif not is_image_file(file):

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import torch
+from anomalib.deploy import CompressionType
 from lightning.pytorch import LightningModule
 
 from .arguments import resolve_size
 from .detector import Detector
+from .quantization import QUANTIZED, save_quantized
 from .readiness import make_ready
 from .zero_shot_model import ZeroShotModel
+
+logger = logging.getLogger(__name__)
 
 
 class ExportMixin(LightningModule):
@@ -34,17 +42,54 @@ class ExportMixin(LightningModule):
             self.frozen = False
 
     def to_onnx(self, *args: object, **kwargs: object) -> Path:  # type: ignore[override]
-        """Export as ONNX; see anomalib. Text, references and thresholds are compiled in."""
+        """Export as ONNX; see anomalib. Text, references and thresholds are compiled in, and the tower is float32."""
         make_ready(cast("Detector", self))
-        self._warm_up()
         # torch's exporter writes opset 18; the conversion to anomalib's default of 14 fails, with a stack of frames.
         kwargs.setdefault("opset_version", 18)
-        return super().to_onnx(*args, **kwargs)  # type: ignore[arg-type, return-value]
+        with self._in_float32():
+            self._warm_up()
+            return super().to_onnx(*args, **kwargs)  # type: ignore[arg-type, return-value]
 
-    def to_openvino(self, *args: object, **kwargs: object) -> Path:
-        """Export for OpenVINO; see anomalib."""
-        make_ready(cast("Detector", self))
-        return super().to_openvino(*args, **kwargs)  # type: ignore[misc]
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | str | None = None,
+        datamodule: Any = None,  # noqa: ANN401 - anomalib's
+        metric: Any = None,  # noqa: ANN401 - anomalib's
+        max_drop: float = 0.01,
+        onnx_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Path:
+        """Export for OpenVINO; see anomalib. ``INT8_PTQ`` and ``INT8_ACQ`` quantise the tower's matrix products alone."""
+        compression = None if compression_type is None else CompressionType(compression_type)
+        if compression not in QUANTIZED:
+            given = {"compression_type": compression, "datamodule": datamodule, "metric": metric, "max_drop": max_drop}
+            return super().to_openvino(  # type: ignore[misc]
+                export_root, model_file_name, input_size, onnx_kwargs=onnx_kwargs, **given, **kwargs
+            )
+        folder = Path(export_root) / "weights" / "openvino"  # as anomalib's
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory() as temporary:
+            onnx = self.to_onnx(temporary, model_file_name, input_size, **(onnx_kwargs or {}))
+            target = folder / f"{model_file_name}.xml"
+            return save_quantized(onnx, target, compression, datamodule=datamodule, metric=metric, max_drop=max_drop)
+
+    @contextmanager
+    def _in_float32(self) -> Iterator[None]:
+        """The tower in float32 for the time of an export: ONNX Runtime has no bf16 on a processor."""
+        visual = self.model.backbone.clip.visual
+        kind = next(visual.parameters()).dtype
+        if kind != torch.float32:
+            logger.info("The tower is exported in float32, with the weights as they were rounded for %s.", kind)
+        self.frozen = True  # not made ready again, which would bring the precision back
+        visual.float()
+        try:
+            yield
+        finally:
+            visual.to(kind)
+            self.frozen = False
 
     def _warm_up(self) -> None:
         """Run once, so that what depends on the image size alone is made outside the exported graph."""

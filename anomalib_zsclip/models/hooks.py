@@ -30,10 +30,12 @@ from anomalib_zsclip.images.predict_door import open_door
 from anomalib_zsclip.outputs import (
     FixedScaleVisualizer,
     FreshResults,
+    ImageProgress,
     MapFiles,
     MonotonePostProcessor,
     PredictionsFile,
     default_evaluator,
+    quiet_command,
 )
 from anomalib_zsclip.outputs.post_processing import NO_DATA, check_false_alarms, check_threshold
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
@@ -42,6 +44,7 @@ from .checkpoints import check_file, read_record, write_record
 from .detector import Bindings
 from .export import ExportMixin
 from .readiness import make_ready, note_decisions, snapshot
+from .trainer_checks import check_trainer
 from .zero_shot_model import ZeroShotModel
 
 logger = logging.getLogger(__name__)
@@ -133,6 +136,7 @@ class ZeroShotMixin(ExportMixin):
         self.save_maps = save_maps
         self.reading = reading
         open_door()
+        quiet_command()
         self.k_shot, self.normal_dir, self.normal_images = k_shot, normal_dir, normal_images
         if pre_processor is True:
             self.pre_processor: PreProcessor | None = ClipPreProcessor.for_size(image_size, backbone.mean, backbone.std)
@@ -272,7 +276,8 @@ class ZeroShotMixin(ExportMixin):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Anomalib's callbacks, those that read ahead and name unreadable images, and the one for the table of scores."""
-        own = [FreshResults(), ReadAhead(), UnreadableImages(), PredictionsFile()]
+        check_trainer(self._trainer)
+        own = [FreshResults(), ReadAhead(), UnreadableImages(), PredictionsFile(), ImageProgress()]
         return [*super().configure_callbacks(), *own, *([MapFiles()] if self.save_maps else [])]  # type: ignore[misc]
 
     @property

@@ -1,8 +1,8 @@
 """How far a metric would move with other images: its standard deviation over bootstrap samples of the images.
 
 An image is drawn with all its pixels, since pixels of one image are not independent. Of each image at most
-:data:`PIXELS_OF_A_KIND` normal and as many anomalous pixels are kept, each with the weight of those that it stands for: that is
-enough for a standard deviation, and 200 samples of 100 images take seconds.
+:data:`PIXELS_OF_A_KIND` normal and as many anomalous pixels are kept, each with the weight of those that it stands for: that
+is enough for a standard deviation, and 200 samples of 100 images take seconds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """INT8 arithmetic for OpenVINO: the tower's matrix products, and nothing else.
 
 Quantising everything, as anomalib does, gives a file that OpenVINO cannot compile, or that ranks by noise: resize, softmax,
-distances and normalisation have few operations and need their digits. The products of the towers with their weights are nearly
+distances and normalisation have few operations and need their digits. The products of the tower with its weights are nearly
 all of the time, so these alone are quantised here.
 """
 
@@ -54,7 +54,7 @@ def quantize(
         ArgumentError: If there is no data to calibrate on, or none to measure accuracy on.
     """
     if datamodule is None:
-        msg = f"compression_type={compression.value!r} needs images to calibrate on: give a data module (datamodule=, --data)."
+        msg = f"compression_type={compression.value!r} needs images to calibrate on: give a data module (--data)."
         raise ArgumentError(msg)
     if not 0 <= max_drop <= 1:
         msg = f"max_drop={max_drop} must be between 0 and 1."
@@ -125,7 +125,7 @@ def _validation(metric: Any) -> Callable[[Any, Any], float]:  # noqa: ANN401
         metric.reset()
         for batch in batches:
             outputs = compiled(batch.image.numpy())
-            predicted = {
+            predicted: dict[str, Any] = {
                 name: torch.from_numpy(np.array(outputs[name]))
                 for name in ("pred_score", "pred_label", "anomaly_map", "pred_mask")
             }

@@ -29,6 +29,6 @@ def check_trainer(trainer: Any) -> None:  # noqa: ANN401 - Lightning's trainer, 
         if isinstance(callback, TilerConfigurationCallback) and callback.enable:
             msg = (
                 "anomalib's Tiler cuts feature maps of convolutional networks, which a CLIP has none of. These models have "
-                'tiles of their own: give model.tiles=2 for 2 x 2 of them, or model.tiles="auto", and leave the callback out.'
+                'tiles of their own: give model.tiles=2 for 2 x 2 of them, or model.tiles="auto", without the callback.'
             )
             raise ArgumentError(msg)

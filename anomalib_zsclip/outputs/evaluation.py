@@ -59,12 +59,12 @@ class DefinedEvaluator(Evaluator):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what is defined."""
         del pl_module
-        self._log_defined(trainer, self.val_metrics, "validation")  # type: ignore[arg-type]
+        self._log_defined(trainer, self.val_metrics, "validation")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what is defined."""
         del pl_module
-        self._log_defined(trainer, self.test_metrics, "test")  # type: ignore[arg-type]
+        self._log_defined(trainer, self.test_metrics, "test")
 
     def _note(self, batch: Any) -> None:  # noqa: ANN401
         for target in TARGETS:
@@ -75,7 +75,7 @@ class DefinedEvaluator(Evaluator):
                 seen |= {False} if not bool(anomalous.all()) else set()
                 self._kinds.setdefault(target, set()).update(seen)
 
-    def _log_defined(self, trainer: Trainer, metrics: Iterable[AnomalibMetric], stage: str) -> None:
+    def _log_defined(self, trainer: Trainer, metrics: Iterable[Any], stage: str) -> None:
         metrics = list(metrics)
         if not metrics:
             return
@@ -85,9 +85,9 @@ class DefinedEvaluator(Evaluator):
             target = metric.fields[-1]
             if self.leaves_out and target in kinds and len(kinds[target]) < 2:
                 left_out.setdefault(target, []).append(metric.name)
-                metric.reset()  # type: ignore[attr-defined]
+                metric.reset()
                 continue
-            self.log(metric.name, metric)  # type: ignore[arg-type]
+            self.log(metric.name, metric)  # type: ignore[operator]
             if trainer.barebones:  # nothing is logged there; as anomalib's
                 value = metric.compute()
                 trainer.callback_metrics[metric.name] = value

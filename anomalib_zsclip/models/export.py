@@ -10,12 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
-from anomalib.deploy import CompressionType
 from lightning.pytorch import LightningModule
 
 from .arguments import resolve_size
 from .detector import Detector
-from .quantization import QUANTIZED, save_quantized
 from .readiness import make_ready
 from .zero_shot_model import ZeroShotModel
 
@@ -55,7 +53,7 @@ class ExportMixin(LightningModule):
         export_root: Path | str,
         model_file_name: str = "model",
         input_size: tuple[int, int] | None = None,
-        compression_type: CompressionType | str | None = None,
+        compression_type: Any = None,  # noqa: ANN401 - anomalib's CompressionType, or its value
         datamodule: Any = None,  # noqa: ANN401 - anomalib's
         metric: Any = None,  # noqa: ANN401 - anomalib's
         max_drop: float = 0.01,
@@ -63,12 +61,17 @@ class ExportMixin(LightningModule):
         **kwargs: Any,  # noqa: ANN401
     ) -> Path:
         """Export for OpenVINO; see anomalib. ``INT8_PTQ`` and ``INT8_ACQ`` quantise the tower's matrix products alone."""
+        from anomalib.deploy import CompressionType
+
+        from .quantization import QUANTIZED, check_arguments, save_quantized
+
         compression = None if compression_type is None else CompressionType(compression_type)
         if compression not in QUANTIZED:
             given = {"compression_type": compression, "datamodule": datamodule, "metric": metric, "max_drop": max_drop}
             return super().to_openvino(  # type: ignore[misc]
                 export_root, model_file_name, input_size, onnx_kwargs=onnx_kwargs, **given, **kwargs
             )
+        check_arguments(compression, datamodule, max_drop)
         folder = Path(export_root) / "weights" / "openvino"  # as anomalib's
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory() as temporary:

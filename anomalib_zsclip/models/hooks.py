@@ -80,6 +80,11 @@ class ZeroShotMixin(ExportMixin):
     ready_for: tuple[Any, ...] | None = None
     keeps_rankings: bool = True
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - anomalib's components
+        quiet_command()
+        open_door()
+        super().__init__(*args, **kwargs)
+
     def assemble(
         self,
         backbone: ClipBackbone,
@@ -135,8 +140,6 @@ class ZeroShotMixin(ExportMixin):
         self.precision_name = precision
         self.save_maps = save_maps
         self.reading = reading
-        open_door()
-        quiet_command()
         self.k_shot, self.normal_dir, self.normal_images = k_shot, normal_dir, normal_images
         if pre_processor is True:
             self.pre_processor: PreProcessor | None = ClipPreProcessor.for_size(image_size, backbone.mean, backbone.std)

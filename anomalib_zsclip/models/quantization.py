@@ -34,6 +34,20 @@ SMALLEST_SIDE = 64
 QUANTIZED = (CompressionType.INT8_PTQ, CompressionType.INT8_ACQ)
 
 
+def check_arguments(compression: CompressionType, datamodule: Any, max_drop: float) -> None:  # noqa: ANN401
+    """Look at the arguments of a quantisation before anything is exported.
+
+    Raises:
+        ArgumentError: If there is no data to calibrate on, or ``max_drop`` is no share.
+    """
+    if datamodule is None:
+        msg = f"compression_type={compression.value!r} needs images to calibrate on: give a data module (--data)."
+        raise ArgumentError(msg)
+    if not 0 <= max_drop <= 1:
+        msg = f"max_drop={max_drop} must be between 0 and 1."
+        raise ArgumentError(msg)
+
+
 def quantize(
     model: Any,  # noqa: ANN401 - an OpenVINO model
     compression: CompressionType,
@@ -53,12 +67,6 @@ def quantize(
     Raises:
         ArgumentError: If there is no data to calibrate on, or none to measure accuracy on.
     """
-    if datamodule is None:
-        msg = f"compression_type={compression.value!r} needs images to calibrate on: give a data module (--data)."
-        raise ArgumentError(msg)
-    if not 0 <= max_drop <= 1:
-        msg = f"max_drop={max_drop} must be between 0 and 1."
-        raise ArgumentError(msg)
     datamodule.prepare_data()
     datamodule.setup()
     data = _data_of(datamodule)

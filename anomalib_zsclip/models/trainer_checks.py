@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from anomalib.callbacks import TilerConfigurationCallback
-
 from anomalib_zsclip.errors import ArgumentError
 
 TRUE_HALF = {"bf16-true": "bf16", "16-true": "fp16"}
@@ -25,6 +23,8 @@ def check_trainer(trainer: Any) -> None:  # noqa: ANN401 - Lightning's trainer, 
             f"model.precision={TRUE_HALF[precision]!r} instead: it computes the tower so, and keeps the rest in float32."
         )
         raise ArgumentError(msg)
+    from anomalib.callbacks import TilerConfigurationCallback  # anomalib's models are imported before its callbacks
+
     for callback in getattr(trainer, "callbacks", None) or []:
         if isinstance(callback, TilerConfigurationCallback) and callback.enable:
             msg = (

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_zsclip.errors import is_command
 from anomalib_zsclip.images import unreadable_of
+from anomalib_zsclip.images.data_files import PREDICT, image_files
 
 COLUMNS = ("path", "pred_score", "pred_label", "explanation", "error")
 
@@ -35,6 +36,7 @@ class PredictionsFile(Callback):
     def __init__(self) -> None:
         self._file: TextIO | None = None
         self._errors = 0  # rows of unreadable images so far
+        self._order: dict[str, int] = {}  # image -> its place in the folder
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a new file."""
@@ -49,15 +51,17 @@ class PredictionsFile(Callback):
         self._open(trainer)
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:  # noqa: ANN401
-        """Write a batch, after the post-processor, and before it the images that could not be read by now."""
+        """Write a batch, after the post-processor, and the images that could not be read by now, in their order."""
         del pl_module, args
-        self._write_unreadable(trainer)
-        self._write(rows(outputs))
+        if not self._order:
+            self._order = {_harmless_path(file): place for place, file in enumerate(image_files(trainer, PREDICT))}
+        table = [*self._unreadable(trainer), *rows(outputs)]
+        self._write(sorted(table, key=lambda row: self._order.get(row[0], 0)))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last images that could not be read."""
         del pl_module
-        self._write_unreadable(trainer)
+        self._write(self._unreadable(trainer))
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:  # noqa: ANN401
         """Write a batch, after the post-processor."""
@@ -76,7 +80,7 @@ class PredictionsFile(Callback):
 
     def _open(self, trainer: Trainer) -> None:
         self._close()
-        self._errors = 0
+        self._errors, self._order = 0, {}
         rank = trainer.global_rank
         path = Path(trainer.default_root_dir) / (f"predictions_rank{rank}.csv" if rank else "predictions.csv")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,10 +89,10 @@ class PredictionsFile(Callback):
         csv.writer(self._file).writerow(COLUMNS)
         self._file.flush()
 
-    def _write_unreadable(self, trainer: Trainer) -> None:
+    def _unreadable(self, trainer: Trainer) -> list[Row]:
         new = unreadable_of(trainer)[self._errors :]
         self._errors += len(new)
-        self._write([(_harmless_path(file.path), "", "", "", _harmless_text(file.reason)) for file in new])
+        return [(_harmless_path(file.path), "", "", "", _harmless_text(file.reason)) for file in new]
 
     def _write(self, table: Sequence[Row]) -> None:
         if self._file is None or not table:

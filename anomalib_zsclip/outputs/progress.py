@@ -23,6 +23,7 @@ class ImageProgress(Callback):
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._is_on = False  # in place of Lightning's
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the place of Lightning's bar before it is drawn."""
@@ -30,19 +31,20 @@ class ImageProgress(Callback):
         shown = trainer.progress_bar_callback
         if stage == "predict" and is_command() and getattr(shown, "is_enabled", False):
             shown.disable()  # type: ignore[union-attr]
+            self._is_on = True
+
+    def on_predict_batch_start(self, trainer: Trainer, *args: object) -> None:
+        """Draw the bar once the model is ready and has said so."""
+        del args
+        if self._is_on and self._bar is None:
+            images = sum(len(dataset) for dataset in datasets_of(trainer, PREDICT))
             self._bar = tqdm(
+                total=round(images / trainer.world_size),
                 desc="Predicting",
                 unit="image",
                 disable=not trainer.is_global_zero,
                 mininterval=0.1 if sys.stderr.isatty() else SECONDS_IN_A_FILE,
             )
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how many images there are."""
-        del pl_module
-        if self._bar is not None:
-            per_process = sum(len(dataset) for dataset in datasets_of(trainer, PREDICT)) / trainer.world_size
-            self._bar.reset(total=round(per_process))
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:  # noqa: ANN401
         """Count a batch."""
@@ -63,6 +65,6 @@ class ImageProgress(Callback):
     def _close(self, trainer: Trainer) -> None:
         if self._bar is not None:
             self._bar.close()
-            if trainer.progress_bar_callback is not None:
-                trainer.progress_bar_callback.enable()
-        self._bar = None
+        if self._is_on and trainer.progress_bar_callback is not None:
+            trainer.progress_bar_callback.enable()
+        self._bar, self._is_on = None, False

@@ -65,8 +65,8 @@ def test_progress_counts_images_and_gives_lightnings_bar_back(
     assert bar.is_enabled
     progress.setup(trainer, None, "predict")
     assert bar.is_enabled != own
-    progress.on_predict_start(trainer, None)
     for count in (8, 4):
+        progress.on_predict_batch_start(trainer, None, None, 0)
         progress.on_predict_batch_end(trainer, None, SimpleNamespace(image=torch.zeros(count)))
     progress.on_predict_end(trainer, None)
     assert bar.is_enabled

@@ -10,6 +10,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from anomalib_zsclip.images.folder_data import rules_of
 from anomalib_zsclip.images.reading import DEFAULT_RULES, ReadingRules, read_picture
 
 from .paths import ResultPaths
+from .regions import PictureRegions
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +78,8 @@ class FixedScaleVisualizer(ImageVisualizer):
         if item.anomaly_map is not None:
             panels.append(("Anomaly map", self._heat(photo, _array(item.anomaly_map))))
         if item.pred_mask is not None:
-            panels.append(("Predicted mask", self._contour(photo, self._mask(item.pred_mask))))
+            panel = self._contour(photo, self._mask(item.pred_mask))
+            panels.append(("Predicted mask", self._boxes(panel, getattr(item, "regions", None))))
 
         width, height = self.field_size
         strip = Image.new("RGB", (width * len(panels), height + CAPTION_HEIGHT))
@@ -103,6 +106,17 @@ class FixedScaleVisualizer(ImageVisualizer):
         filled = np.asarray(mask)
         edge = cv2.subtract(filled, cv2.erode(filled, np.ones((5, 5), np.uint8)))
         return Image.composite(Image.new("RGB", photo.size, CONTOUR_COLOR), photo, Image.fromarray(edge))
+
+    def _boxes(self, panel: Image.Image, regions: PictureRegions | None) -> Image.Image:
+        """Draw the boxes of the regions, white on black, so that they stand out on any picture."""
+        pen = ImageDraw.Draw(panel)
+        for left, top, wide, high in regions.judged_boxes if regions is not None else ():
+            corners = [left * panel.width, top * panel.height, (left + wide) * panel.width, (top + high) * panel.height]
+            pen.rectangle(corners, outline="black", width=3)
+            pen.rectangle(
+                [corner + inset for corner, inset in zip(corners, (1, 1, -1, -1), strict=True)], outline="white"
+            )
+        return panel
 
     def on_test_batch_end(
         self,
@@ -147,7 +161,8 @@ class FixedScaleVisualizer(ImageVisualizer):
         return paths
 
     def _save(self, batch: Any, paths: ResultPaths) -> None:  # noqa: ANN401
-        for item in batch:
+        for item, regions in zip(batch, getattr(batch, "regions", None) or repeat(None), strict=False):
+            item.regions = regions
             filename = paths.picture(item.image_path)
             filename.parent.mkdir(parents=True, exist_ok=True)
             picture = self.draw(item)
@@ -165,6 +180,12 @@ class FixedScaleVisualizer(ImageVisualizer):
             pool.shutdown()
         for picture in pending:
             picture.result()
+
+
+def panels_of(predictions: Any) -> list[str]:  # noqa: ANN401 - any of anomalib's items and batches
+    """Titles of the panels that are drawn for an item or a batch, from left to right."""
+    names = {"gt_mask": "Ground truth", "anomaly_map": "Anomaly map", "pred_mask": "Predicted mask"}
+    return ["Image", *(title for name, title in names.items() if getattr(predictions, name) is not None)]
 
 
 def _photo(item: Any, rules: ReadingRules | None) -> Image.Image:  # noqa: ANN401

@@ -36,8 +36,10 @@ from anomalib_zsclip.outputs import (
     PredictionsFile,
     default_evaluator,
     quiet_command,
+    with_results,
 )
 from anomalib_zsclip.outputs.post_processing import NO_DATA, check_false_alarms, check_threshold
+from anomalib_zsclip.outputs.regions import DEFAULT_MIN_REGION, check_min_region
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
 
 from .checkpoints import check_file, read_record, write_record
@@ -68,6 +70,8 @@ class ZeroShotMixin(ExportMixin):
     bindings: Bindings
     class_name: str | None = None
     save_maps: bool = False
+    report: bool = True
+    min_region: float | None = None
     reading: ReadingRules = DEFAULT_RULES
     learn: bool = False
     epochs: int = 1
@@ -102,6 +106,9 @@ class ZeroShotMixin(ExportMixin):
         threshold: float | None = None,
         pixel_threshold: float | None = None,
         save_maps: bool = False,
+        report: bool = True,
+        regions: bool = True,
+        min_region: float = DEFAULT_MIN_REGION,
         reading: ReadingRules = DEFAULT_RULES,
         **model_arguments: Any,  # noqa: ANN401
     ) -> None:
@@ -122,6 +129,9 @@ class ZeroShotMixin(ExportMixin):
             threshold: The user's own threshold for image scores.
             pixel_threshold: The user's own threshold for maps.
             save_maps: Whether to write anomaly maps as files.
+            report: Whether to write the report page.
+            regions: Whether to find regions and to write them as files.
+            min_region: Least share of the picture that makes a region.
             reading: How image files are read.
             **model_arguments: Further arguments of :class:`ZeroShotModel`.
         """
@@ -138,7 +148,8 @@ class ZeroShotMixin(ExportMixin):
         self.bindings = Bindings()
         self.class_name = class_name
         self.precision_name = precision
-        self.save_maps = save_maps
+        self.save_maps, self.report = save_maps, report
+        self.min_region = check_min_region(min_region) if regions else None
         self.reading = reading
         self.k_shot, self.normal_dir, self.normal_images = k_shot, normal_dir, normal_images
         if pre_processor is True:
@@ -278,10 +289,11 @@ class ZeroShotMixin(ExportMixin):
         return None
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Anomalib's callbacks, those that read ahead and name unreadable images, and the one for the table of scores."""
+        """Anomalib's callbacks, those that read ahead and name unreadable images, and those that write results."""
         check_trainer(self._trainer)
         own = [FreshResults(), ReadAhead(), UnreadableImages(), PredictionsFile(), ImageProgress()]
-        return [*super().configure_callbacks(), *own, *([MapFiles()] if self.save_maps else [])]  # type: ignore[misc]
+        found = [*super().configure_callbacks(), *own, *([MapFiles()] if self.save_maps else [])]  # type: ignore[misc]
+        return with_results(found, self.min_region, report=self.report)
 
     @property
     def learning_type(self) -> LearningType:

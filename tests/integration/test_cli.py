@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+from tests.report_runs import read_page
 
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).parent / "anomalib"
@@ -119,6 +122,9 @@ def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
         rows = [path.read_text().splitlines()[1:] for path in folder.rglob("predictions*.csv")]
         assert len(rows) == int(devices)
         assert all(rows)
+        (report,), (regions,) = folder.rglob("report*.html"), folder.rglob("regions*.json")
+        shown = [row["path"] for row in read_page(report.parent)["rows"]]
+        assert len(shown) == len(set(shown)) == sum(map(len, rows)) == len(json.loads(regions.read_text())["images"])
         tables.append(sorted(row for table in rows for row in table))
     assert tables[0] == tables[1]
 

@@ -2,7 +2,7 @@
 
 from .clip import ClipBackbone
 from .data import SyntheticDefects, ZeroShotTransfer
-from .models import AnomalyClip, ClipAd, RandomWordClip, ZsClip
+from .models import AnomalyClip, ClipAd, Inspection, RandomWordClip, ZsClip, inspect
 from .plugin import register
 
 __version__ = "0.1.0"
@@ -11,10 +11,12 @@ __all__ = [
     "AnomalyClip",
     "ClipAd",
     "ClipBackbone",
+    "Inspection",
     "RandomWordClip",
     "SyntheticDefects",
     "ZeroShotTransfer",
     "ZsClip",
+    "inspect",
 ]
 
 register()

@@ -3,6 +3,7 @@
 from .clip import ClipBackbone
 from .data import SyntheticDefects, ZeroShotTransfer
 from .models import AnomalyClip, ClipAd, MuSc, RandomWordClip, ZsClip
+from .models.inspection import Inspection, inspect
 from .plugin import register
 
 __version__ = "0.1.0"
@@ -11,11 +12,13 @@ __all__ = [
     "AnomalyClip",
     "ClipAd",
     "ClipBackbone",
+    "Inspection",
     "MuSc",
     "RandomWordClip",
     "SyntheticDefects",
     "ZeroShotTransfer",
     "ZsClip",
+    "inspect",
 ]
 
 register()

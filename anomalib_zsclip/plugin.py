@@ -79,9 +79,11 @@ def register() -> None:
     from anomalib import models as anomalib_models
 
     from . import data, models
+    from .outputs.log import quiet_start
 
     for name in models.__all__:
         setattr(anomalib_models, name, getattr(models, name))
+    quiet_start(models.__all__)
     for name in data.__all__:
         setattr(anomalib_data, name, getattr(data, name))
     allowed = ("", ".benchmark", ".benchmark.comparison", ".comparison", ".models")

@@ -31,7 +31,7 @@ class _AfterAnomalibModels:
         def run_and_register(module):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
             del loader.exec_module
             sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not _AfterAnomalibModels]
-            run(module)
+            _run_quietly(run, module)
             if "anomalib_zsclip" in sys.modules:
                 return  # it is being imported and registers itself
             try:
@@ -41,6 +41,18 @@ class _AfterAnomalibModels:
 
         loader.exec_module = run_and_register
         return spec
+
+
+def _run_quietly(run, module):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Run the code of a module; in the command without the warnings of others that parts of them will go some day."""
+    if os.path.basename(getattr(sys, "argv", [""])[0]).split(".")[0] != "anomalib":
+        run(module)
+        return
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        run(module)
 
 
 def install() -> None:

@@ -34,7 +34,21 @@ from omegaconf import OmegaConf
 from anomalib_zsclip.errors import ArgumentError
 
 from .evaluator import PapersEvaluator
-from .metrics import ExactAUPRO
+from .metrics import ExactAUPRO, auroc, average_precision, exact_pro, f1_max, official_pro
+from .noise import Formula, ImageSamples
+from .results import DEVIATION
+
+RANKING: dict[str, Formula] = {
+    "AUROC": lambda counts, _: auroc(counts),
+    "AveragePrecision": lambda counts, _: average_precision(counts),
+    "F1Max": lambda counts, _: f1_max(counts),
+}
+FORMULAS: dict[str, dict[str, Formula]] = {
+    "image": RANKING,
+    "pixel": RANKING,
+    "region": {"OfficialPro": official_pro, "AUPRO": exact_pro},
+}
+"""What is sampled -> metric -> its formula."""
 
 
 def comparable(model: str, arguments: Iterable[Mapping[str, Any]] = ()) -> AnomalibModule:
@@ -74,7 +88,9 @@ def comparable(model: str, arguments: Iterable[Mapping[str, Any]] = ()) -> Anoma
 
 
 class CostEvaluator(PapersEvaluator):
-    """Metrics of the zero-shot papers, both overlaps of regions among them, and what the test costs.
+    """Metrics of the zero-shot papers, both overlaps of regions among them, their noise, and what the test costs.
+
+    ``image_AUROC_sd`` and so on are the standard deviations over bootstrap samples of the test images.
 
     ``milliseconds_per_image`` is the time of the model in the batches of the test, from pre-processed images to
     thresholded maps, without the first batch where there are several. ``peak_memory_mb`` is the largest memory during
@@ -82,16 +98,19 @@ class CostEvaluator(PapersEvaluator):
     """
 
     PIXEL_METRICS = (*PapersEvaluator.PIXEL_METRICS, ExactAUPRO)
+    leaves_out = False  # anomalib benchmark wants the same columns of all jobs
 
     def __init__(self) -> None:
         super().__init__()
+        self._samples: dict[str, ImageSamples] = {}
         self._batches: list[tuple[float, int]] = []  # seconds, images
         self._start = 0.0
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count."""
-        del trainer
+        super().on_test_start(trainer, pl_module)
         self._batches = []
+        self._samples = {"image": ImageSamples(), "pixel": ImageSamples(), "region": ImageSamples(by_region=True)}
         _reset_peak_memory(pl_module.device)
 
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
@@ -109,6 +128,14 @@ class CostEvaluator(PapersEvaluator):
             batch.pred_score = batch.pred_score.flatten()  # PaDiM's and others' are [B, 1], which some metrics refuse
         super().on_test_batch_end(trainer, pl_module, *args)
 
+    def collect(self, values: Any) -> None:  # noqa: ANN401
+        """Keep what the standard deviations are made of."""
+        if values.pred_score is not None and values.gt_label is not None:
+            self._samples["image"].add(values.pred_score.flatten(), values.gt_label.flatten())
+        if values.anomaly_map is not None and values.gt_mask is not None:
+            for name in ("pixel", "region"):
+                self._samples[name].add(values.anomaly_map, values.gt_mask)
+
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the cost before the metrics are computed, which takes memory of its own."""
         batches = self._batches[1:] or self._batches
@@ -116,6 +143,12 @@ class CostEvaluator(PapersEvaluator):
         pl_module.log("milliseconds_per_image", 1000 * seconds / images)
         pl_module.log("peak_memory_mb", _peak_memory(pl_module.device) / 2**20)
         super().on_test_epoch_end(trainer, pl_module)
+        for name, samples in self._samples.items():
+            prefix = "image" if name == "image" else "pixel"
+            wanted = {f"{prefix}_{metric}{DEVIATION}": formula for metric, formula in FORMULAS[name].items()}
+            for metric, deviation in samples.deviations(wanted).items():
+                pl_module.log(metric, deviation)
+        self._samples = {}
 
 
 class WinClipInBenchmark(WinClip):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from anomalib.metrics import AnomalibMetric, Evaluator
+from anomalib.metrics import AnomalibMetric
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from anomalib_zsclip.outputs import DefinedEvaluator
 
 from .metrics import ExactAUROC, ExactAveragePrecision, ExactF1Max, OfficialPro
 
@@ -16,7 +18,7 @@ MANY_VALUES = 2**22
 """Values from which on computing the metrics takes seconds, and shows its progress."""
 
 
-class PapersEvaluator(Evaluator):
+class PapersEvaluator(DefinedEvaluator):
     """Image AUROC, AP, F1-max; pixel AUROC, AP, F1-max and the published per-region overlap.
 
     They are computed on raw scores and maps, as long as the model says them (:meth:`keep_raw`): the published overlap has
@@ -47,6 +49,13 @@ class PapersEvaluator(Evaluator):
         """Take scores and maps of a batch before they are normalised: these are compared with its labels and masks."""
         self._raw = score, anomaly_map
 
+    def collect(self, values: Any) -> None:  # noqa: ANN401
+        """Take what is counted of a batch, for more than the metrics; nothing here.
+
+        Args:
+            values: ``pred_score``, ``anomaly_map``, ``gt_label`` and ``gt_mask`` of the batch, ``None`` where there is none.
+        """
+
     def on_test_batch_end(
         self,
         trainer: Trainer,
@@ -62,6 +71,7 @@ class PapersEvaluator(Evaluator):
         values = SimpleNamespace(**{name: getattr(batch, name, None) for name in fields})
         if raw is not None:
             values.pred_score, values.anomaly_map = raw
+        self.collect(values)
         super().on_test_batch_end(trainer, pl_module, outputs, values, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

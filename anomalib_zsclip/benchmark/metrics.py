@@ -131,7 +131,7 @@ class ExactAUROC(AnomalibMetric, ValueCounts):  # type: ignore[misc] # anomalib 
 
     def compute(self) -> Tensor:
         """The area; not a number without both kinds."""
-        return _published(self, _auroc)
+        return _published(self, auroc)
 
 
 class ExactAveragePrecision(AnomalibMetric, ValueCounts):  # type: ignore[misc] # anomalib takes the values from a batch
@@ -141,7 +141,7 @@ class ExactAveragePrecision(AnomalibMetric, ValueCounts):  # type: ignore[misc] 
 
     def compute(self) -> Tensor:
         """The average precision; not a number without both kinds."""
-        return _published(self, _average_precision)
+        return _published(self, average_precision)
 
 
 class ExactF1Max(AnomalibMetric, ValueCounts):  # type: ignore[misc] # anomalib takes the values from a batch
@@ -151,7 +151,7 @@ class ExactF1Max(AnomalibMetric, ValueCounts):  # type: ignore[misc] # anomalib 
 
     def compute(self) -> Tensor:
         """The score; not a number without both kinds."""
-        return _published(self, _f1_max)
+        return _published(self, f1_max)
 
 
 class RegionCounts(ValueCounts):
@@ -212,18 +212,21 @@ def _published(metric: Any, formula: Any) -> Tensor:  # noqa: ANN401
 
 
 # ---------------------------------------------------------------------- formulas
-def _auroc(counts: Counts) -> Tensor:
+def auroc(counts: Counts) -> Tensor:
+    """Area under the ROC curve."""
     normal, anomalous = counts.cumulated()
     above = anomalous - counts.anomalous / 2
     return (counts.normal * above).sum() / (normal[-1] * anomalous[-1])
 
 
-def _average_precision(counts: Counts) -> Tensor:
+def average_precision(counts: Counts) -> Tensor:
+    """Average precision."""
     normal, anomalous = counts.cumulated()
     return (counts.anomalous * anomalous / (normal + anomalous)).sum() / anomalous[-1]
 
 
-def _f1_max(counts: Counts) -> Tensor:
+def f1_max(counts: Counts) -> Tensor:
+    """Largest F1 score."""
     normal, anomalous = counts.cumulated()
     return (2 * anomalous / (normal + anomalous + anomalous[-1])).max()
 

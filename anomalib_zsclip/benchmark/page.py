@@ -31,10 +31,11 @@ for (const table of document.querySelectorAll("table")) {
     for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
     const value = (row) => row.cells[head.cellIndex].textContent;
-    const rows = [...table.tBodies[0].rows].sort((a, b) => {
-      const [x, y] = [value(a), value(b)];
+    const rows = [...table.tBodies[0].rows].sort((one, other) => {
+      const [x, y] = [value(one), value(other)];
       if (x === "" || y === "") return (x === "") - (y === "");
-      const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
+      const [a, b] = [parseFloat(x), parseFloat(y)]; // "91.5 ± 0.4" is 91.5
+      const order = head.className === "text" || isNaN(a) || isNaN(b) ? x.localeCompare(y) : a - b;
       return up ? order : -order;
     });
     table.tBodies[0].append(...rows);

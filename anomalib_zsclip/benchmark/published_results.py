@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
+
+from anomalib.data.datasets.image.mvtecad import CATEGORIES as MVTEC_AD
+from anomalib.data.datasets.image.visa import CATEGORIES as VISA
 
 
 class Published(NamedTuple):
@@ -24,8 +28,14 @@ class Published(NamedTuple):
     model: str = ""
 
 
-CATEGORIES = {"MVTecAD": 15, "Visa": 12}
+CATEGORIES: dict[str, frozenset[str]] = {"MVTecAD": frozenset(MVTEC_AD), "Visa": frozenset(VISA)}
 """Categories that a published mean is over."""
+
+
+def is_whole(dataset: str, categories: Iterable[str]) -> bool:
+    """Whether categories are those of the data set that published means are over, all of them and no other."""
+    return frozenset(categories) == CATEGORIES.get(dataset)
+
 
 MODELS = {
     "MuSc": r"MuSc \((?=.*unlabelled=all)(?=.*backbone=ViT-L-14-336).*\)",

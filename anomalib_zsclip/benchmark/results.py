@@ -28,6 +28,9 @@ COSTS = {
     "test_duration": "test (s)",
 }
 DATASETS = {"mvtecad": "MVTecAD", "mvtec": "MVTecAD", "visa": "Visa"}
+DEVIATION = "_sd"
+"""Ending of the columns with the standard deviation of a metric over bootstrap samples of the test images."""
+
 KEYS = ["model", "dataset", "category"]
 
 
@@ -46,7 +49,7 @@ def read_results(paths: Sequence[str | Path]) -> pd.DataFrame:
     """
     frames = [_read_file(Path(path)) for path in paths]
     joined = pd.concat(frames, ignore_index=True)
-    columns = [*metric_columns(joined), *(name for name in COSTS if name in joined)]
+    columns = [*metric_columns(joined), *deviation_columns(joined), *(name for name in COSTS if name in joined)]
     return joined.groupby(KEYS, sort=False)[columns].mean().reset_index()
 
 
@@ -71,7 +74,7 @@ def _read_file(path: Path) -> pd.DataFrame:
         }
     )
     costs = [name for name in COSTS if name in table and pd.api.types.is_numeric_dtype(table[name])]
-    return pd.concat([names, table[[*metrics, *costs]]], axis=1)
+    return pd.concat([names, table[[*metrics, *deviation_columns(table), *costs]]], axis=1)
 
 
 def metric_columns(table: pd.DataFrame) -> list[str]:
@@ -79,9 +82,16 @@ def metric_columns(table: pd.DataFrame) -> list[str]:
     found = [
         str(name)
         for name in table
-        if str(name).startswith(("image_", "pixel_")) and pd.api.types.is_numeric_dtype(table[name])
+        if str(name).startswith(("image_", "pixel_"))
+        and not str(name).endswith(DEVIATION)
+        and pd.api.types.is_numeric_dtype(table[name])
     ]
     return [name for name in METRICS if name in found] + [name for name in found if name not in METRICS]
+
+
+def deviation_columns(table: pd.DataFrame) -> list[str]:
+    """Columns with standard deviations of the metrics."""
+    return [name + DEVIATION for name in metric_columns(table) if name + DEVIATION in table]
 
 
 def _model_name(row: pd.Series) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
-from .published_results import CATEGORIES, PUBLISHED
-from .results import COSTS, METRICS, metric_columns
+from .noise import INTERVAL
+from .published_results import CATEGORIES, PUBLISHED, is_whole
+from .results import COSTS, DEVIATION, METRICS, deviation_columns, metric_columns
 
 MARGIN = 0.5
 """Points in per cent within which a number counts as reproduced: the papers round to 0.1, and other libraries and GPUs move
 scores by rounding alone; a wrong file of weights or another resize moves them by more."""
+
+WITHIN_NOISE = "≈"
+"""Mark of numbers that cannot be told from the best one of their column."""
 
 
 class Table(NamedTuple):
@@ -33,17 +38,23 @@ class Table(NamedTuple):
 
 
 def tables(results: pd.DataFrame) -> list[Table]:
-    """For each data set the means over its categories, with the papers' numbers, and the categories one by one."""
+    """For each data set the means over its categories, with the papers' numbers where it is whole, and each category."""
     made = []
     shown = _shown_columns(results)
     measured = list(dict.fromkeys(results["dataset"]))
+    beside = []
     for dataset in measured:
         rows = results[results["dataset"] == dataset]
+        whole = [model for model, own in rows.groupby("model", sort=False) if is_whole(dataset, own["category"])]
         means = rows.groupby("model", sort=False)[shown].mean()
+        for column in deviation_columns(results):  # categories are independent of each other
+            means[column] = rows.groupby("model", sort=False)[column].agg(_deviation_of_mean)
         means.insert(0, "categories", rows.groupby("model", sort=False)["category"].nunique())
         means = means.sort_values(shown[0], ascending=False)
-        body = [[str(model), *_cells(row, ["categories", *shown])] for model, row in means.iterrows()]
-        papers = _paper_rows(dataset, ["categories", *shown])
+        body = _marked(means, [str(model) for model in means.index], ["categories", *shown])
+        papers = _paper_rows(dataset, ["categories", *shown]) if whole else []
+        if papers:
+            beside.append(dataset)
         made.append(
             Table(
                 f"{dataset}: mean over the categories",
@@ -55,10 +66,11 @@ def tables(results: pd.DataFrame) -> list[Table]:
         compared = reproduction(rows, dataset)
         if compared:
             made.append(compared)
-        cells = [
-            [str(row["category"]), str(row["model"]), *_cells(row, shown)]
-            for _, row in rows.sort_values(["category", shown[0]], ascending=[True, False]).iterrows()
-        ]
+        cells: list[list[str]] = []
+        for category, own in rows.groupby("category"):
+            own = own.sort_values(shown[0], ascending=False)  # noqa: PLW2901
+            names = own["model"].astype(str)
+            cells += [[str(category), *row] for row in _marked(own, list(names), shown)]
         made.append(
             Table(
                 f"{dataset}: each category", ["category", "model", *map(_heading, shown)], cells, [False] * len(cells)
@@ -66,30 +78,28 @@ def tables(results: pd.DataFrame) -> list[Table]:
         )
     metrics = list(METRICS)
     for dataset in dict.fromkeys(entry.dataset for entry in PUBLISHED):
-        if dataset not in measured:
+        if dataset not in beside:
             papers = _paper_rows(dataset, metrics)
-            heading = f"{dataset}: published numbers, nothing measured here"
+            what = f"means over all {len(CATEGORIES[dataset])} categories, which are not measured here"
+            heading = f"{dataset}: published {what}"
             made.append(Table(heading, ["model", *map(_heading, metrics)], papers, [True] * len(papers)))
     return made
 
 
 def reproduction(rows: pd.DataFrame, dataset: str) -> Table | None:
-    """Measured means beside published ones of the same protocol, with a verdict; ``None`` where there is no such pair."""
+    """Measured means beside published ones of the same protocol and the whole data set; ``None`` where there are none."""
     body = []
     for entry in PUBLISHED:
         for model, own in rows.groupby("model", sort=False):
-            if entry.dataset != dataset or not entry.model or not re.fullmatch(entry.model, str(model)):
+            same = entry.dataset == dataset and entry.model and re.fullmatch(entry.model, str(model))
+            if not same or not is_whole(dataset, own["category"]):
                 continue
-            count = own["category"].nunique()
             for metric, published in entry.metrics.items():
                 measured = 100 * own[metric].mean() if metric in own else float("nan")
                 if pd.isna(measured):
                     continue
                 difference = round(measured, 1) - published
-                if count < CATEGORIES[dataset]:
-                    verdict = f"only {count} of {CATEGORIES[dataset]} categories"
-                else:
-                    verdict = "reproduced" if abs(difference) <= MARGIN + 1e-9 else "not reproduced"
+                verdict = "reproduced" if abs(difference) <= MARGIN + 1e-9 else "not reproduced"
                 body.append(
                     [str(model), _heading(metric), f"{measured:.1f}", f"{published:.1f}", f"{difference:+.1f}", verdict]
                 )
@@ -110,8 +120,25 @@ def _heading(column: str) -> str:
     return METRICS.get(column) or COSTS.get(column) or column.replace("_", " ")
 
 
-def _cells(row: pd.Series, columns: Sequence[str]) -> list[str]:
-    return [_number(column, row[column]) for column in columns]
+def _marked(rows: pd.DataFrame, names: Sequence[str], columns: Sequence[str]) -> list[list[str]]:
+    """Cells of measured rows, each with its name: numbers, their intervals, and marks of those that equal the best one."""
+    cells = [[name] for name in names]
+    for column in columns:
+        deviations = rows[column + DEVIATION] if column + DEVIATION in rows else pd.Series(float("nan"), rows.index)
+        best = rows[column].argmax() if rows[column].notna().any() and column in METRICS else None
+        for index, (value, deviation) in enumerate(zip(rows[column], deviations, strict=True)):
+            text = _number(column, value)
+            if pd.notna(value) and pd.notna(deviation):
+                text += f" ± {100 * INTERVAL * deviation:.1f}"
+                noise = INTERVAL * math.hypot(deviation, deviations.iloc[best]) if best is not None else 0.0
+                if best is not None and index != best and rows[column].iloc[best] - value <= noise:
+                    text += f" {WITHIN_NOISE}"
+            cells[index].append(text)
+    return cells
+
+
+def _deviation_of_mean(deviations: pd.Series) -> float:
+    return float((deviations**2).sum(skipna=False) ** 0.5 / len(deviations))
 
 
 def _number(column: str, value: float) -> str:
@@ -136,6 +163,12 @@ def _paper_rows(dataset: str, columns: Sequence[str]) -> list[list[str]]:
 NOTES = (
     "Metrics are in per cent. Rows marked [published] repeat numbers of the papers; they were not measured here, and "
     "their backbones, image sizes and metrics' details may differ.",
+    f"± is half of the 95 % interval over other test images of the same kind (bootstrap over images). {WITHIN_NOISE} marks "
+    "numbers whose distance from the best one of their column is within the noise of both, taken as independent: the order "
+    "of these says nothing. Differences between data sets and seeds come on top.",
+    "pixel PRO (published) is the overlap of regions as the published programs compute it (200 thresholds, rescaled), which "
+    "AnomalyCLIP, CLIP-AD and Crane report; pixel AUPRO (exact) is that of MVTec and anomalib, which WinCLIP reports. They "
+    "differ by up to 0.2, and a number of one kind is not comparable with a number of the other.",
     "ms / image is the time of the model in the batches of the test, without loading, resizing and metrics. Peak memory "
     "is that of the GPU, or of the whole process on a CPU. Learning is the time of fit: for zero-shot models the "
     "preparation of the text side.",

@@ -23,6 +23,7 @@ from torchvision.transforms.v2.functional import InterpolationMode, resize
 from torchvision.tv_tensors import Mask
 
 from anomalib_zsclip.errors import ArgumentError, ImageReadError
+from anomalib_zsclip.images.reading import UNREADABLE
 from anomalib_zsclip.learning import TokenCache
 
 logger = logging.getLogger(__name__)
@@ -216,7 +217,7 @@ class AuxiliaryDataset(AnomalibDataset):
         sample = self.samples.iloc[index]
         try:
             item = self.parts[sample.part][sample.row]
-        except OSError as error:
+        except UNREADABLE as error:
             msg = f"The auxiliary image {sample.image_path} or its mask cannot be read: {error}"
             raise ImageReadError(msg) from error
         mask = item.gt_mask if self.task == TaskType.SEGMENTATION else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,23 @@ TEMPLATES = ("a {}", "an object with a {}", "a surface with a {}", "a photo of a
              "a close-up photo of a {}", "a photo of a {} on the surface")  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What a batch of images says about the names of their defects, for naming single regions later.
+
+    Attributes:
+        tokens: Patches in the joint space, of unit length, ``[B, L, D]``.
+        image_embedding: Whole images, of unit length, ``[B, D]``.
+        grid: Rows and columns of the patches.
+        logit_scale: CLIP's inverse temperature.
+    """
+
+    tokens: Tensor
+    image_embedding: Tensor
+    grid: tuple[int, int]
+    logit_scale: float
+
+
 class DefectNamer(DynamicBufferMixin):
     """Compares the tokens inside the most anomalous region, and the whole image, with defect words.
 
@@ -32,9 +50,15 @@ class DefectNamer(DynamicBufferMixin):
         words: Defect words.
         share: Share of the patches that makes up the region.
         top: Words that are named.
+
+    Attributes:
+        keeps_evidence: Whether what was seen of a batch is kept until the next one, for :meth:`name_regions`.
+        evidence: What was seen of the last batch.
     """
 
     text_features: Tensor
+    keeps_evidence: bool = False
+    evidence: Evidence | None = None
 
     def __init__(self, embed_dim: int, words: Sequence[str] = DEFECT_WORDS, share: float = 0.02, top: int = 2) -> None:
         super().__init__()
@@ -74,15 +98,45 @@ class DefectNamer(DynamicBufferMixin):
     @torch.no_grad()
     def forward(self, features: ImageFeatures, backbone: ClipBackbone, anomaly_map: Tensor) -> Tensor:
         """Probabilities of the words, ``[B, words]``, for maps ``[B, H, W]``."""
-        tokens = F.normalize(backbone.project_tokens(features.value_value[self._blocks(backbone)][:, 1:]), dim=-1)
-        patches = F.adaptive_avg_pool2d(anomaly_map.unsqueeze(1), features.grid).flatten(1)  # [B, L]
+        evidence = self._see(features, backbone)
+        tokens = evidence.tokens
+        patches = F.adaptive_avg_pool2d(anomaly_map.unsqueeze(1), evidence.grid).flatten(1)  # [B, L]
         count = max(1, round(self.share * patches.shape[1]))
         region = patches.topk(count, dim=1).indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-        local = F.normalize(tokens.gather(1, region).mean(dim=1), dim=-1)
-        evidence = (local + F.normalize(features.image_embedding, dim=-1)) / 2
+        if self.keeps_evidence:
+            self.evidence = evidence
+        return self._compare(tokens.gather(1, region).mean(dim=1), evidence.image_embedding, evidence.logit_scale)
+
+    def _see(self, features: ImageFeatures, backbone: ClipBackbone) -> Evidence:
+        tokens = F.normalize(backbone.project_tokens(features.value_value[self._blocks(backbone)][:, 1:]), dim=-1)
+        return Evidence(tokens, F.normalize(features.image_embedding, dim=-1), features.grid, backbone.logit_scale)
+
+    def _compare(self, tokens: Tensor, images: Tensor, logit_scale: float) -> Tensor:
+        """Probabilities of the words, ``[N, words]``, for the mean tokens of regions and their images, ``[N, D]`` both."""
+        evidence = (F.normalize(tokens, dim=-1) + images) / 2
         words = self.text_features - self.text_features.mean(dim=0)
         words = F.normalize(words, dim=-1) * words.norm(dim=-1).mean()
-        return (backbone.logit_scale * evidence @ words.T).softmax(dim=-1)
+        return (logit_scale * evidence @ words.T).softmax(dim=-1)
+
+    @torch.no_grad()
+    def name_regions(self, evidence: Evidence, index: int, regions: Tensor) -> list[tuple[str, float]]:
+        """The best word, and its probability, for each region of one image.
+
+        Args:
+            evidence: What was seen of the batch.
+            index: Of the image in the batch.
+            regions: How much of each pixel belongs to the region, ``[regions, H, W]``; 0 or 1, or the map's values there.
+        """
+        shares = F.adaptive_avg_pool2d(regions.unsqueeze(1).to(evidence.tokens), evidence.grid).flatten(
+            1
+        )  # [regions, L]
+        tokens = shares @ evidence.tokens[index]
+        best = self._compare(tokens, evidence.image_embedding[index].expand_as(tokens), evidence.logit_scale).max(
+            dim=-1
+        )
+        return [
+            (self.words[word], value) for word, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
 
     def explain(self, features: ImageFeatures, backbone: ClipBackbone, anomaly_map: Tensor) -> list[str]:
         """A text per image, such as ``"crack (0.61), scratch (0.22)"``."""

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from anomalib.data import PredictDataset
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torchvision.transforms.v2 import Transform
 
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, ImageReadError
+
+from .folder_data import FolderDataset
+from .folders import list_images
+from .reading import DEFAULT_RULES, UNREADABLE, ReadingRules, reason_of
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,36 @@ class NormalImages:
         The folder that they lie in does not count: the same parts elsewhere are the same parts.
         """
         digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(f"{file.name}|{file.stat().st_size}|".encode("utf-8", "surrogateescape"))
-        for index in indices:
-            stat = self.files[index].stat()
-            digest.update(_content(str(self.files[index]), stat.st_size, stat.st_mtime_ns))
+        try:
+            for file in self.files:
+                digest.update(f"{file.name}|{file.stat().st_size}|".encode("utf-8", "surrogateescape"))
+            for index in indices:
+                stat = self.files[index].stat()
+                digest.update(_content(str(self.files[index]), stat.st_size, stat.st_mtime_ns))
+        except OSError as error:
+            msg = f"{error.filename}, one of {self.origin}, cannot be read: {reason_of(error)}"
+            raise ImageReadError(msg) from error
         return digest.hexdigest()[:32]
 
     def batches(
         self, indices: Sequence[int], transform: Transform | None, device: torch.device, batch_size: int = 8
     ) -> Iterator[Tensor]:
-        """Pre-processed images ``[b, 3, H, W]`` of ``indices``."""
+        """Pre-processed images ``[b, 3, H, W]`` of ``indices``.
+
+        Raises:
+            ImageReadError: If one of them cannot be read.
+        """
         for start in range(0, len(indices), batch_size):
-            images = [self.dataset[index].image for index in indices[start : start + batch_size]]
+            images = [self._read(index) for index in indices[start : start + batch_size]]
             yield torch.stack([transform(image) if transform else image for image in images]).to(device)
+
+    def _read(self, index: int) -> Tensor:
+        try:
+            return self.dataset[index].image
+        except UNREADABLE as error:
+            reason = str(error) if isinstance(error, ImageReadError) else f"{self.files[index]}: {reason_of(error)}"
+            msg = f"One of {self.origin} cannot be used: {reason} Remove or replace it."
+            raise ImageReadError(msg) from error
 
 
 @lru_cache(maxsize=4096)
@@ -69,14 +88,18 @@ def _content(path: str, size: int, changed: int) -> bytes:
     return hashlib.sha256(Path(path).read_bytes()).digest()
 
 
-def find_normal_images(normal_dir: str | Path | None, trainer: Trainer | None) -> NormalImages | None:
+def find_normal_images(
+    normal_dir: str | Path | None, trainer: Trainer | None, rules: ReadingRules = DEFAULT_RULES
+) -> NormalImages | None:
     """The images of ``normal_dir``, else the training images of the trainer's data module if all of them are normal.
+
+    Those of ``normal_dir`` are read by ``rules``, those of a data module by anomalib.
 
     Raises:
         ArgumentError: If ``normal_dir`` is no folder with images.
     """
     if normal_dir is not None:
-        return images_of_folder(Path(normal_dir).expanduser(), "normal_dir")
+        return images_of_folder(Path(normal_dir).expanduser(), "normal_dir", rules)
     datamodule = getattr(trainer, "datamodule", None)
     data = getattr(datamodule, "train_data", None)
     samples = getattr(data, "samples", None)
@@ -86,7 +109,7 @@ def find_normal_images(normal_dir: str | Path | None, trainer: Trainer | None) -
     return NormalImages(data, files, f"the training images of {type(datamodule).__name__}")
 
 
-def images_of_folder(folder: Path, argument: str) -> NormalImages:
+def images_of_folder(folder: Path, argument: str, rules: ReadingRules) -> NormalImages:
     """All images of a folder that an argument names.
 
     Raises:
@@ -95,11 +118,5 @@ def images_of_folder(folder: Path, argument: str) -> NormalImages:
     if not folder.is_dir():
         msg = f"{argument}={str(folder)!r} is not a folder."
         raise ArgumentError(msg)
-    try:
-        dataset = PredictDataset(folder)
-    except (ValueError, FileNotFoundError):
-        dataset = None
-    if dataset is None or not len(dataset):
-        msg = f"{argument}={str(folder)!r} holds no images."
-        raise ArgumentError(msg)
-    return NormalImages(dataset, tuple(Path(file) for file in dataset.image_filenames), f"{argument}={str(folder)!r}")
+    dataset = FolderDataset(list_images(folder, argument), rules)
+    return NormalImages(dataset, tuple(dataset.image_filenames), f"{argument}={str(folder)!r}")

@@ -1,15 +1,20 @@
-"""Reading ahead where the ``anomalib`` command predicts a folder of images."""
+"""Reading of the images of a prediction: by our rules, and ahead where the ``anomalib`` command predicts a folder."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
 from anomalib.data import PredictDataset
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.utils.data import DataLoader
 
 from anomalib_zsclip.errors import is_command
+
+from .folder_data import FolderDataset, FolderLoader
+from .reading import DEFAULT_RULES
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 8
 """Most images in a batch: the towers are hardly faster with more."""
@@ -24,9 +29,9 @@ MANY = 64
 
 
 class ReadAhead(Callback):
-    """Has the images of a folder read and resized by other processes, in batches, while the model computes.
+    """Has the images of a prediction read by our rules; for the command by other processes, in batches, ahead of the model.
 
-    anomalib reads such a folder image by image between two passes of the model. Images are resized as soon as they are
+    anomalib reads a folder image by image between two passes of the model. Images are resized as soon as they are
     read, so that those of different sizes share a batch and the memory does not depend on their size; the pre-processor
     then finds them at its size, and predictions stay the same. Python code that calls ``Engine.predict`` gets a batch for
     each image as before.
@@ -34,30 +39,38 @@ class ReadAhead(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Exchange the loaders that anomalib made, before Lightning asks them for their first image."""
-        if stage != "predict" or not is_command():
+        if stage != "predict":
             return
         loaders = trainer.predict_loop._data_source.instance  # Lightning has no public way to them before it uses them
-        resize = getattr(pl_module.pre_processor, "resize", None)
-        if resize is None or not isinstance(loaders, list):
+        if not isinstance(loaders, list):
             return
+        resize = getattr(pl_module.pre_processor, "resize", None)
+        rules = getattr(pl_module, "reading", DEFAULT_RULES)
         for index, loader in enumerate(loaders):
             dataset = getattr(loader, "dataset", None)
-            if isinstance(dataset, PredictDataset) and dataset.transform is None:
+            if type(dataset) is PredictDataset:
+                dataset = FolderDataset.like(dataset, rules)
+            elif not isinstance(dataset, FolderDataset):
+                continue  # somebody's own: anomalib's reading
+            else:
+                logger.info("Found %s", dataset.listing.describe())
+            if is_command() and resize is not None and dataset.transform is None:
                 dataset.transform = resize
                 loaders[index] = _loader(dataset, resize.size)
+            else:
+                loaders[index] = FolderLoader.like(loader, dataset)
 
 
-def _loader(dataset: PredictDataset, size: Sequence[int]) -> DataLoader:
+def _loader(dataset: FolderDataset, size: Sequence[int]) -> FolderLoader:
     image_bytes = 4 * 3 * size[0] * size[1]
     fitting = SHARED_BYTES // (PREFETCHED * image_bytes)
     batch_size = max(1, min(BATCH_SIZE, fitting // WORKERS))
     spare = max(1, torch.get_num_threads() - 1)
     workers = min(WORKERS, spare, fitting // batch_size) if len(dataset) >= MANY else 0
-    return DataLoader(
+    return FolderLoader.of(
         dataset,
         batch_size=batch_size,
         num_workers=workers,
         prefetch_factor=PREFETCHED if workers else None,
-        collate_fn=dataset.collate_fn,
         pin_memory=torch.cuda.is_available(),
     )

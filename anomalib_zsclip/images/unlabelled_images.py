@@ -8,18 +8,22 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from .normal_images import NormalImages, images_of_folder
+from .reading import DEFAULT_RULES, ReadingRules
 
 
-def find_unlabelled_images(unlabelled_dir: str | Path | None, trainer: Trainer | None) -> NormalImages | None:
+def find_unlabelled_images(
+    unlabelled_dir: str | Path | None, trainer: Trainer | None, rules: ReadingRules = DEFAULT_RULES
+) -> NormalImages | None:
     """The images of ``unlabelled_dir``, else those that the trainer is about to judge; their labels are never read.
 
+    Those of ``unlabelled_dir`` are read by ``rules``, the others as the trainer's loaders read them.
     A data module's test images serve its validation as well, so that both judge by the same references.
 
     Raises:
         ArgumentError: If ``unlabelled_dir`` is no folder with images.
     """
     if unlabelled_dir is not None:
-        return images_of_folder(Path(unlabelled_dir).expanduser(), "unlabelled_dir")
+        return images_of_folder(Path(unlabelled_dir).expanduser(), "unlabelled_dir", rules)
     if trainer is None:
         return None
     for dataset in _judged(trainer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -16,7 +16,9 @@ from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.heads.base import Head, LearnableHead
 from anomalib_zsclip.heads.sdp import SdpHead
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
+from anomalib_zsclip.images.reading import MAX_PIXELS, ReadingRules
 from anomalib_zsclip.learning import LearningMixin
+from anomalib_zsclip.outputs.regions import DEFAULT_MIN_REGION
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
 
 from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_evaluator, resolve_size
@@ -59,6 +61,14 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc
             decisions change, scores stay. It wins over every other source.
         pixel_threshold: The same for anomaly maps.
         save_maps: Write each anomaly map as a float32 TIFF of the image's own size to the folder anomaly_maps.
+        report: Write report.html, a page to look at the pictures and to choose a threshold by eye.
+        regions: Find the regions of the maps above the pixel threshold, and write them to regions.json and regions.csv.
+        min_region: Least share of the picture that makes a region, at least 0 and below 1.
+        on_unreadable: What a prediction does where an image of a folder cannot be read: "skip" judges the others, names it
+            in the table and in the last line of the log; "stop" is an error.
+        depth_range: Values of black and white in grey images of more than 8 bits that this package reads, such as [0, 4095]
+            for a camera of 12 bits. Default: the full range of 16 bits; floats from 0 to 1.
+        max_pixels: Most pixels of an image; larger ones count as unreadable. Default: Pillow's own limit.
         pre_processor: Pre-processor of anomalib, or whether to use the default one.
         post_processor: Post-processor of anomalib, or whether to use the default one.
         evaluator: "papers" for the metrics of the zero-shot papers as their programs compute them; or an Evaluator of
@@ -87,6 +97,12 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc
         threshold: float | None = None,
         pixel_threshold: float | None = None,
         save_maps: bool = False,
+        report: bool = True,
+        regions: bool = True,
+        min_region: float = DEFAULT_MIN_REGION,
+        on_unreadable: Literal["skip", "stop"] = "skip",
+        depth_range: tuple[float, float] | None = None,
+        max_pixels: int = MAX_PIXELS,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool | str = True,
@@ -126,6 +142,10 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc
             threshold=threshold,
             pixel_threshold=pixel_threshold,
             save_maps=save_maps,
+            report=report,
+            regions=regions,
+            min_region=min_region,
+            reading=ReadingRules(depth_range, max_pixels, on_unreadable),
         )
 
     @property

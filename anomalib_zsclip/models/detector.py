@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from anomalib_zsclip.heads.options import Recipe, plain
+from anomalib_zsclip.images import ReadingRules
 
 from .zero_shot_model import ZeroShotModel
 
@@ -62,6 +63,7 @@ class Detector(Protocol):
         expected_defects: Share of defective parts among the unlabelled images.
         normal_dir: Folder of normal images.
         normal_images: Most normal images besides those of the memory bank.
+        reading: How image files are read.
         adopts_heads: Whether heads that only a checkpoint has weights for may be added.
         published: Head -> choice of published weights.
         not_zero_shot: Heads and data that a warning has been given for.
@@ -81,6 +83,7 @@ class Detector(Protocol):
     expected_defects: float
     normal_dir: str | Path | None
     normal_images: int
+    reading: ReadingRules
     adopts_heads: bool
     published: Mapping[str, str]
     not_zero_shot: frozenset[tuple[str, str]]

@@ -114,7 +114,7 @@ def _images_at_hand(module: Detector, trainer: Trainer | None) -> NormalImages |
     folder = module.unlabelled_dir
     if folder is not None and module.bindings.unlabelled is not None and not Path(folder).expanduser().is_dir():
         return None
-    return find_unlabelled_images(folder, trainer)
+    return find_unlabelled_images(folder, trainer, module.reading)
 
 
 def _keep(module: Detector, recipe: Recipe, *, must: bool) -> bool:

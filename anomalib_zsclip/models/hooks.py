@@ -14,7 +14,7 @@ from anomalib import LearningType
 from anomalib.data import Batch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.pre_processing import PreProcessor
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from typing_extensions import Self
 
@@ -24,27 +24,35 @@ from anomalib_zsclip.clip.archives import check_archive
 from anomalib_zsclip.clip.published import OPENAI_MEAN, OPENAI_STD
 from anomalib_zsclip.errors import ArgumentError, CheckpointError, ZsClipError
 from anomalib_zsclip.heads.base import Head
-from anomalib_zsclip.images import ClipPreProcessor, ReadAhead, UnreadableImages
+from anomalib_zsclip.images import DEFAULT_RULES, ClipPreProcessor, ReadAhead, ReadingRules, UnreadableImages
+from anomalib_zsclip.images.input_check import check_images
+from anomalib_zsclip.images.predict_door import open_door
 from anomalib_zsclip.outputs import (
     FixedScaleVisualizer,
+    FreshResults,
+    ImageProgress,
     MapFiles,
     MonotonePostProcessor,
     PredictionsFile,
     default_evaluator,
+    quiet_command,
+    with_results,
 )
 from anomalib_zsclip.outputs.post_processing import NO_DATA, check_false_alarms, check_threshold
+from anomalib_zsclip.outputs.regions import DEFAULT_MIN_REGION, check_min_region
 from anomalib_zsclip.outputs.thresholds import DEFAULT_EXPECTED_DEFECTS, DEFAULT_FALSE_ALARMS
 
-from .arguments import resolve_size
 from .checkpoints import check_file, read_record, write_record
 from .detector import Bindings
+from .export import ExportMixin
 from .readiness import make_ready, note_decisions, snapshot
+from .trainer_checks import check_trainer
 from .zero_shot_model import ZeroShotModel
 
 logger = logging.getLogger(__name__)
 
 
-class ZeroShotMixin(LightningModule):
+class ZeroShotMixin(ExportMixin):
     """Hooks of a zero-shot detector; stands before ``AnomalibModule`` in the bases of a model.
 
     A model calls :meth:`assemble` at the end of its constructor. Everything else that must be there before a picture is
@@ -55,7 +63,6 @@ class ZeroShotMixin(LightningModule):
         published: Head -> which published weights it takes, where it takes such.
         not_zero_shot: Heads whose published weights were learned on data that were tested, and on which.
         ready_for: What it was last found ready for, for plain calls; ``None`` if it has to be looked at again.
-        frozen: Whether this is an exported model, which stays as it is wherever it is taken.
         keeps_rankings: Whether the scores after the default post-processor rank as the raw ones.
     """
 
@@ -63,6 +70,9 @@ class ZeroShotMixin(LightningModule):
     bindings: Bindings
     class_name: str | None = None
     save_maps: bool = False
+    report: bool = True
+    min_region: float | None = None
+    reading: ReadingRules = DEFAULT_RULES
     learn: bool = False
     epochs: int = 1
     k_shot: int = 0
@@ -75,8 +85,12 @@ class ZeroShotMixin(LightningModule):
     not_zero_shot: frozenset[tuple[str, str]] = frozenset()
     adopts_heads: bool = False
     ready_for: tuple[Any, ...] | None = None
-    frozen: bool = False
     keeps_rankings: bool = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - anomalib's components
+        quiet_command()
+        open_door()
+        super().__init__(*args, **kwargs)
 
     def assemble(
         self,
@@ -95,6 +109,10 @@ class ZeroShotMixin(LightningModule):
         threshold: float | None = None,
         pixel_threshold: float | None = None,
         save_maps: bool = False,
+        report: bool = True,
+        regions: bool = True,
+        min_region: float = DEFAULT_MIN_REGION,
+        reading: ReadingRules = DEFAULT_RULES,
         **model_arguments: Any,  # noqa: ANN401
     ) -> None:
         """Put backbone, heads and components together.
@@ -114,6 +132,10 @@ class ZeroShotMixin(LightningModule):
             threshold: The user's own threshold for image scores.
             pixel_threshold: The user's own threshold for maps.
             save_maps: Whether to write anomaly maps as files.
+            report: Whether to write the report page.
+            regions: Whether to find regions and to write them as files.
+            min_region: Least share of the picture that makes a region.
+            reading: How image files are read.
             **model_arguments: Further arguments of :class:`ZeroShotModel`.
         """
         if precision not in ("float32", "bf16", "fp16", "auto"):
@@ -129,7 +151,9 @@ class ZeroShotMixin(LightningModule):
         self.bindings = Bindings()
         self.class_name = class_name
         self.precision_name = precision
-        self.save_maps = save_maps
+        self.save_maps, self.report = save_maps, report
+        self.min_region = check_min_region(min_region) if regions else None
+        self.reading = reading
         self.k_shot, self.normal_dir, self.normal_images = k_shot, normal_dir, normal_images
         if pre_processor is True:
             self.pre_processor: PreProcessor | None = ClipPreProcessor.for_size(image_size, backbone.mean, backbone.std)
@@ -223,6 +247,7 @@ class ZeroShotMixin(LightningModule):
 
     def forward(self, batch: Tensor, *args: object, **kwargs: object) -> InferenceBatch:
         """Images in [0, 1], ``[B, 3, H, W]``, to post-processed predictions."""
+        check_images(batch)
         if not self.frozen and not torch.compiler.is_exporting() and self.ready_for != snapshot(self):
             make_ready(self)
         return super().forward(batch, *args, **kwargs)
@@ -267,9 +292,11 @@ class ZeroShotMixin(LightningModule):
         return None
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Anomalib's callbacks, those that read ahead and name unreadable images, and the one for the table of scores."""
-        own = [ReadAhead(), UnreadableImages(), PredictionsFile()]
-        return [*super().configure_callbacks(), *own, *([MapFiles()] if self.save_maps else [])]  # type: ignore[misc]
+        """Anomalib's callbacks, those that read ahead and name unreadable images, and those that write results."""
+        check_trainer(self._trainer)
+        own = [FreshResults(), ReadAhead(), UnreadableImages(), PredictionsFile(), ImageProgress()]
+        found = [*super().configure_callbacks(), *own, *([MapFiles()] if self.save_maps else [])]  # type: ignore[misc]
+        return with_results(found, self.min_region, report=self.report)
 
     @property
     def learning_type(self) -> LearningType:
@@ -354,33 +381,3 @@ class ZeroShotMixin(LightningModule):
             for name, transform in transforms.items():
                 setattr(own, name, transform)
         read_record(self, checkpoint)
-
-    # ------------------------------------------------------------------ export
-    def to_torch(self, *args: object, **kwargs: object) -> Path:
-        """Export as a torch file; see anomalib. It stays as it is wherever it is taken."""
-        make_ready(self)
-        self.frozen = True
-        try:
-            return super().to_torch(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            self.frozen = False
-
-    def to_onnx(self, *args: object, **kwargs: object) -> Path:  # type: ignore[override]
-        """Export as ONNX; see anomalib. Text, references and thresholds are compiled in."""
-        make_ready(self)
-        self._warm_up()
-        # torch's exporter writes opset 18; the conversion to anomalib's default of 14 fails, with a stack of frames.
-        kwargs.setdefault("opset_version", 18)
-        return super().to_onnx(*args, **kwargs)  # type: ignore[arg-type, return-value]
-
-    def to_openvino(self, *args: object, **kwargs: object) -> Path:
-        """Export for OpenVINO; see anomalib."""
-        make_ready(self)
-        return super().to_openvino(*args, **kwargs)  # type: ignore[misc]
-
-    def _warm_up(self) -> None:
-        """Run once, so that what depends on the image size alone is made outside the exported graph."""
-        height, width = self.input_size or resolve_size(None, self.model.backbone)  # type: ignore[misc]
-        device = self.model.backbone.device
-        with torch.no_grad():
-            self.model(torch.zeros(1, 3, height, width, device=device))

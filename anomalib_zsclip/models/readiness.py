@@ -80,6 +80,7 @@ def snapshot(module: Detector) -> tuple[Any, ...]:
         (module.k_shot, module.normal_images, module.false_alarms),
         (module.unlabelled, module.expected_defects, model.mutual.share if model.mutual is not None else None),
         *((path, path.stat().st_mtime_ns if path is not None and path.is_dir() else None) for path in folders),
+        module.reading,
     )
 
 
@@ -123,7 +124,7 @@ def _normal_images(module: Detector, trainer: Trainer | None) -> NormalImages | 
     made = module.bindings.references is not None if module.k_shot else module.bindings.has_normal
     if folder is not None and made and not Path(folder).expanduser().is_dir():
         return None
-    return find_normal_images(folder, trainer)
+    return find_normal_images(folder, trainer, module.reading)
 
 
 def _class_name(module: Detector, trainer: Trainer | None) -> str:
@@ -240,10 +241,11 @@ def _unlabelled_recipe(module: Detector) -> Recipe:
 
 def _input(module: Detector) -> Recipe:
     """What is done to an image before the tower."""
-    pre_processor = module.pre_processor
+    pre_processor, depth = module.pre_processor, module.reading.depth_range
+    recipe: Recipe = {"steps": repr(getattr(pre_processor, "transform", None))}
     if isinstance(pre_processor, ClipPreProcessor) and pre_processor.resize is not None:
-        return {"image_size": list(pre_processor.resize.size), "steps": repr(pre_processor.transform)}
-    return {"steps": repr(getattr(pre_processor, "transform", None))}
+        recipe["image_size"] = list(pre_processor.resize.size)
+    return recipe if depth is None else recipe | {"depth_range": list(depth)}
 
 
 def _batches(module: Detector, normal: NormalImages, indices: list[int], batch_size: int = 8) -> Iterator[Tensor]:

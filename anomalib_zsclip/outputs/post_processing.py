@@ -236,6 +236,25 @@ class MonotonePostProcessor(DynamicBufferMixin, PostProcessor):
         return super().normalized_pixel_threshold if given is None else torch.tensor(given)
 
     @property
+    def good_scores(self) -> Tensor:
+        """Scores of the good parts that the threshold was made from, on the scale of the predictions, ``[n]``, rising."""
+        return self._on_scale(self.normal_scores.sort().values)
+
+    def threshold_for(self, false_alarms: float) -> float:
+        """The threshold that a share of false alarms would give, on the scale of the predictions.
+
+        Raises:
+            ValueError: If there are fewer than two good parts.
+        """
+        if len(self.normal_scores) < 2:
+            msg = f"A threshold needs at least two good parts, and there are {len(self.normal_scores)}."
+            raise ValueError(msg)
+        return float(self._on_scale(threshold_from_normal(self.normal_scores, false_alarms) + ROUNDING))
+
+    def _on_scale(self, scores: Tensor) -> Tensor:
+        return self._normalize(scores, self.image_min, self.image_max, self._image_threshold)  # type: ignore[return-value]
+
+    @property
     def is_guess(self) -> bool:
         """Whether the threshold comes from so few good parts that the share of false alarms is a guess."""
         few = int(self.source) != FOLDER and 0 < len(self.normal_scores) < FEW_PARTS

@@ -11,12 +11,19 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_zsclip.errors import is_command
+from anomalib_zsclip.images import unreadable_of
+from anomalib_zsclip.images.data_files import PREDICT, image_files
 
-COLUMNS = ("path", "pred_score", "pred_label", "explanation")
+COLUMNS = ("path", "pred_score", "pred_label", "explanation", "error")
+
+Row = tuple[str, str, str, str, str]
+"""Cells in the order of :data:`COLUMNS`."""
 
 
 class PredictionsFile(Callback):
     """Writes path, score, label (1 for anomalous) and explanation of every image to ``predictions.csv``.
+
+    An image of a prediction that could not be read has a row with its path and the reason as ``error``, and no score.
 
     The file lies in the trainer's root folder, beside ``images``. It grows batch by batch, so that it is whole up to the
     last batch where a run is interrupted. Of several processes each writes its own: the first ``predictions.csv``, the
@@ -28,6 +35,8 @@ class PredictionsFile(Callback):
 
     def __init__(self) -> None:
         self._file: TextIO | None = None
+        self._errors = 0  # rows of unreadable images so far
+        self._order: dict[str, int] = {}  # image -> its place in the folder
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a new file."""
@@ -42,14 +51,22 @@ class PredictionsFile(Callback):
         self._open(trainer)
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:  # noqa: ANN401
-        """Write a batch, after the post-processor."""
-        del trainer, pl_module, args
-        self._write(outputs)
+        """Write a batch, after the post-processor, and the images that could not be read by now, in their order."""
+        del pl_module, args
+        if not self._order:
+            self._order = {_harmless_path(file): place for place, file in enumerate(image_files(trainer, PREDICT))}
+        table = [*self._unreadable(trainer), *rows(outputs)]
+        self._write(sorted(table, key=lambda row: self._order.get(row[0], 0)))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last images that could not be read."""
+        del pl_module
+        self._write(self._unreadable(trainer))
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:  # noqa: ANN401
         """Write a batch, after the post-processor."""
         del trainer, pl_module, args
-        self._write(outputs)
+        self._write(rows(outputs))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close the file."""
@@ -63,6 +80,7 @@ class PredictionsFile(Callback):
 
     def _open(self, trainer: Trainer) -> None:
         self._close()
+        self._errors, self._order = 0, {}
         rank = trainer.global_rank
         path = Path(trainer.default_root_dir) / (f"predictions_rank{rank}.csv" if rank else "predictions.csv")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,10 +89,15 @@ class PredictionsFile(Callback):
         csv.writer(self._file).writerow(COLUMNS)
         self._file.flush()
 
-    def _write(self, batch: Any) -> None:  # noqa: ANN401
-        if self._file is None:
+    def _unreadable(self, trainer: Trainer) -> list[Row]:
+        new = unreadable_of(trainer)[self._errors :]
+        self._errors += len(new)
+        return [(_harmless_path(file.path), "", "", "", _harmless_text(file.reason)) for file in new]
+
+    def _write(self, table: Sequence[Row]) -> None:
+        if self._file is None or not table:
             return
-        csv.writer(self._file).writerows(rows(batch))
+        csv.writer(self._file).writerows(table)
         self._file.flush()
 
     def _close(self) -> None:
@@ -83,7 +106,7 @@ class PredictionsFile(Callback):
         self._file = None
 
 
-def rows(batch: Any) -> list[tuple[str, str, str, str]]:  # noqa: ANN401
+def rows(batch: Any) -> list[Row]:  # noqa: ANN401
     """Rows of a batch of anomalib, as text."""
     scores = [f"{score:.6f}" for score in _flat(batch.pred_score)]
     labels = ["" if batch.pred_label is None else str(int(label)) for label in _flat(batch.pred_label, len(scores))]
@@ -92,7 +115,7 @@ def rows(batch: Any) -> list[tuple[str, str, str, str]]:  # noqa: ANN401
     if isinstance(paths, str):
         paths, explanations = [paths], [explanations]
     return [
-        (_harmless_path(path), score, label, _harmless_text(explanation))
+        (_harmless_path(path), score, label, _harmless_text(explanation), "")
         for path, score, label, explanation in zip(paths, scores, labels, explanations, strict=True)
     ]
 

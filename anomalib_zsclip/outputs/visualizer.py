@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import cv2
 import matplotlib as mpl
 import numpy as np
-from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
+
+from anomalib_zsclip.images.folder_data import rules_of
+from anomalib_zsclip.images.reading import DEFAULT_RULES, ReadingRules, read_picture
+
+from .paths import ResultPaths
+from .regions import PictureRegions
+
+logger = logging.getLogger(__name__)
 
 COLD, HOT = 0.4, 0.8
 """Map values up to ``COLD`` leave the image as it is; from ``HOT`` on the colour is strongest."""
@@ -39,13 +47,16 @@ class FixedScaleVisualizer(ImageVisualizer):
 
     Args:
         field_size: Width and height of each panel.
-        output_dir: Folder of the pictures. Default: ``images`` in the trainer's root folder.
+        output_dir: Folder of the pictures. Default: ``images`` in the trainer's root folder. Below it they lie as the images
+            do (see :mod:`~anomalib_zsclip.outputs.paths`).
     """
 
     def __init__(self, field_size: tuple[int, int] = (256, 256), output_dir: str | Path | None = None) -> None:
         super().__init__(field_size=field_size, output_dir=output_dir)
         self._pool: ThreadPoolExecutor | None = None
         self._pending: deque[Future[None]] = deque()
+        self._paths: ResultPaths | None = None
+        self._rules: ReadingRules | None = DEFAULT_RULES  # None where anomalib reads the images
 
     def visualize(self, predictions: Any) -> Any:  # noqa: ANN401 - any of anomalib's items and batches
         """Draw one item, or all items of a batch.
@@ -60,14 +71,15 @@ class FixedScaleVisualizer(ImageVisualizer):
 
     def draw(self, item: Any) -> Image.Image:  # noqa: ANN401 - anomalib's ImageItem or NumpyImageItem
         """Draw the strip of one item."""
-        photo = _photo(item).resize(self.field_size, Image.Resampling.BILINEAR)
+        photo = _photo(item, self._rules).resize(self.field_size, Image.Resampling.BILINEAR)
         panels = [("Image", photo)]
         if item.gt_mask is not None:
             panels.append(("Ground truth", self._mask(item.gt_mask).convert("RGB")))
         if item.anomaly_map is not None:
             panels.append(("Anomaly map", self._heat(photo, _array(item.anomaly_map))))
         if item.pred_mask is not None:
-            panels.append(("Predicted mask", self._contour(photo, self._mask(item.pred_mask))))
+            panel = self._contour(photo, self._mask(item.pred_mask))
+            panels.append(("Predicted mask", self._boxes(panel, getattr(item, "regions", None))))
 
         width, height = self.field_size
         strip = Image.new("RGB", (width * len(panels), height + CAPTION_HEIGHT))
@@ -95,6 +107,17 @@ class FixedScaleVisualizer(ImageVisualizer):
         edge = cv2.subtract(filled, cv2.erode(filled, np.ones((5, 5), np.uint8)))
         return Image.composite(Image.new("RGB", photo.size, CONTOUR_COLOR), photo, Image.fromarray(edge))
 
+    def _boxes(self, panel: Image.Image, regions: PictureRegions | None) -> Image.Image:
+        """Draw the boxes of the regions, white on black, so that they stand out on any picture."""
+        pen = ImageDraw.Draw(panel)
+        for left, top, wide, high in regions.judged_boxes if regions is not None else ():
+            corners = [left * panel.width, top * panel.height, (left + wide) * panel.width, (top + high) * panel.height]
+            pen.rectangle(corners, outline="black", width=3)
+            pen.rectangle(
+                [corner + inset for corner, inset in zip(corners, (1, 1, -1, -1), strict=True)], outline="white"
+            )
+        return panel
+
     def on_test_batch_end(
         self,
         trainer: Trainer,
@@ -106,20 +129,12 @@ class FixedScaleVisualizer(ImageVisualizer):
     ) -> None:
         """Have the pictures of a batch drawn while the model goes on."""
         del pl_module, outputs, batch_idx, dataloader_idx
-        if self.output_dir is None:
-            self.output_dir = Path(trainer.default_root_dir) / "images"
+        paths = self._paths or self._start(trainer)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="pictures", initializer=_give_way)
         while len(self._pending) >= BATCHES_WAITING:
             self._pending.popleft().result()
-        datamodule = getattr(trainer, "datamodule", None)
-        name_file = partial(
-            generate_output_filename,
-            output_path=self.output_dir,
-            dataset_name=getattr(datamodule, "name", None),
-            category=getattr(datamodule, "category", None),
-        )
-        self._pending.append(self._pool.submit(self._save, batch, name_file))
+        self._pending.append(self._pool.submit(self._save, batch, paths))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the last pictures."""
@@ -137,9 +152,19 @@ class FixedScaleVisualizer(ImageVisualizer):
         with suppress(Exception):  # the first exception is the one to show
             self._finish()
 
-    def _save(self, batch: Any, name_file: Callable[[str], Path]) -> None:  # noqa: ANN401
-        for item in batch:
-            filename = name_file(item.image_path or "")
+    def _start(self, trainer: Trainer) -> ResultPaths:
+        self._rules = rules_of(trainer)
+        paths = self._paths = ResultPaths.of(trainer, self.output_dir)
+        paths.check("picture")
+        if self.output_dir is not None and Path(self.output_dir).is_dir() and any(Path(self.output_dir).iterdir()):
+            logger.warning("output_dir=%s holds files: pictures of the same names are replaced.", self.output_dir)
+        return paths
+
+    def _save(self, batch: Any, paths: ResultPaths) -> None:  # noqa: ANN401
+        for item, regions in zip(batch, getattr(batch, "regions", None) or repeat(None), strict=False):
+            item.regions = regions
+            filename = paths.picture(item.image_path)
+            filename.parent.mkdir(parents=True, exist_ok=True)
             picture = self.draw(item)
             if filename.suffix.lower() == ".png":
                 filename.write_bytes(_png(picture))
@@ -147,6 +172,7 @@ class FixedScaleVisualizer(ImageVisualizer):
                 picture.save(filename)
 
     def _finish(self) -> None:
+        self._paths, self._rules = None, DEFAULT_RULES
         # No thread stays behind: the model, with this callback in it, must be one that can be copied and saved.
         pool, self._pool = self._pool, None
         pending, self._pending = self._pending, deque()
@@ -156,9 +182,17 @@ class FixedScaleVisualizer(ImageVisualizer):
             picture.result()
 
 
-def _photo(item: Any) -> Image.Image:  # noqa: ANN401
-    """The original image where its file is known, else what the model was given."""
+def panels_of(predictions: Any) -> list[str]:  # noqa: ANN401 - any of anomalib's items and batches
+    """Titles of the panels that are drawn for an item or a batch, from left to right."""
+    names = {"gt_mask": "Ground truth", "anomaly_map": "Anomaly map", "pred_mask": "Predicted mask"}
+    return ["Image", *(title for name, title in names.items() if getattr(predictions, name) is not None)]
+
+
+def _photo(item: Any, rules: ReadingRules | None) -> Image.Image:  # noqa: ANN401
+    """The original image as it was judged where its file is known, else what the model was given."""
     if getattr(item, "image_path", None):
+        if rules is not None:
+            return read_picture(item.image_path, rules)[0]
         with Image.open(item.image_path) as image:
             return image.convert("RGB")
     values = _array(item.image)

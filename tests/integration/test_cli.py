@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+from tests.report_runs import read_page
 
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).parent / "anomalib"
@@ -78,7 +81,21 @@ def test_reading_ahead_gives_the_predictions_of_one_by_one(tmp_path: Path) -> No
     assert [float(row["pred_score"]) for row in rows] == pytest.approx(scores, abs=2e-6)
 
     (images / "002b.png").write_bytes(b"no image")
+    (images / "deeper").mkdir()
+    (images / "deeper" / "000.png").write_bytes((images / "000.png").read_bytes())
     result = anomalib("predict", *model, "--data", str(images), folder=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    last = result.stderr.strip().splitlines()[-1]
+    assert f"{MANY + 4} of {MANY + 5} images judged" in last
+    assert "002b.png" in last
+    said = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+    assert len([line for line in said if "FutureWarning" not in line and not line.startswith("  ")]) <= 10, said
+    with next((tmp_path / "results").rglob("predictions.csv")).open(newline="") as file:
+        again = list(csv.DictReader(file))
+    assert [row["path"] for row in again if row["error"]] == [str(images / "002b.png")]
+    assert len(list((tmp_path / "results").rglob("*.png"))) == MANY + 4
+
+    result = anomalib("predict", *model, "--model.on_unreadable", "stop", "--data", str(images), folder=tmp_path)
     assert result.returncode != 0
     assert "1 image file(s) cannot be read" in result.stderr
     assert "002b.png" in result.stderr
@@ -105,6 +122,9 @@ def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
         rows = [path.read_text().splitlines()[1:] for path in folder.rglob("predictions*.csv")]
         assert len(rows) == int(devices)
         assert all(rows)
+        (report,), (regions,) = folder.rglob("report*.html"), folder.rglob("regions*.json")
+        shown = [row["path"] for row in read_page(report.parent)["rows"]]
+        assert len(shown) == len(set(shown)) == sum(map(len, rows)) == len(json.loads(regions.read_text())["images"])
         tables.append(sorted(row for table in rows for row in table))
     assert tables[0] == tables[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import itertools
 import json
@@ -117,7 +118,10 @@ def write_16_bit_png(values: np.ndarray, path: Path) -> None:
     cv2.imwrite(str(path), values[..., ::-1].astype(np.uint16) * 257)
 
 
-def test_unreadable_images_are_named(detector: AnomalibModule, tmp_path: Path) -> None:
+def test_unreadable_images_stop_no_folder(
+    detector: AnomalibModule, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     folder = tmp_path / "images"
     folder.mkdir()
     good = encoded(picture(), "PNG")
@@ -131,10 +135,20 @@ def test_unreadable_images_are_named(detector: AnomalibModule, tmp_path: Path) -
     }
     for name, content in bad.items():
         (folder / name).write_bytes(content)
-    with pytest.raises(ImageReadError, match=r"^5 image file\(s\) cannot be read") as caught:
+    results = predict(detector, folder, tmp_path)
+    assert [Path(batch.image_path[0]).name for batch in results] == ["good.png"]
+    assert "1 of 6 images judged" in caplog.messages[-1], "the last line of the log"
+    with next(tmp_path.rglob("predictions.csv")).open(newline="") as file:
+        rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+    assert rows.keys() == bad.keys() | {"good.png"}
+    for name in bad:
+        assert rows[name]["error"]
+        assert not rows[name]["pred_score"]
+        assert name in caplog.messages[-1]
+    assert "max_pixels=4294967296" in rows["bomb.bmp"]["error"]
+    (folder / "good.png").unlink()
+    with pytest.raises(ImageReadError, match=r"^None of the images can be read"):
         predict(detector, folder, tmp_path)
-    assert all(name in str(caught.value) for name in bad)
-    assert "good.png" not in str(caught.value)
 
 
 def giant_bitmap() -> bytes:
@@ -144,14 +158,15 @@ def giant_bitmap() -> bytes:
     return bytes(content)
 
 
-def test_deep_grey_images_are_refused_and_not_read_as_white(detector: AnomalibModule, tmp_path: Path) -> None:
+def test_deep_grey_images_are_scaled_and_not_read_as_white(detector: AnomalibModule, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    picture().save(folder / "good.png")
-    Image.fromarray(np.full((8, 8), 20_000, np.uint16)).save(folder / "deep.png")
-    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(folder / "floats.tiff")
-    with pytest.raises(ImageReadError, match=r"^2 image file\(s\) .*deep\.png.*floats\.tiff.* 8 bits"):
-        predict(detector, folder, tmp_path)
+    grey = np.asarray(picture().convert("L"))
+    Image.fromarray(grey).save(folder / "a.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.fromarray(grey.astype(np.float32) / 255).save(folder / "floats.tiff")
+    scores = [float(batch.pred_score) for batch in predict(detector, folder, tmp_path)]
+    assert scores == pytest.approx([scores[0]] * 3, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF"])

@@ -57,5 +57,5 @@ def fail(error: BaseException) -> None:
 def test_other_errors_stay_and_no_image_is_decoded_for_them(
     error: BaseException, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "_is_readable", lambda path: pytest.fail("decoded"))
+    monkeypatch.setattr(checks, "_unreadable", lambda path: pytest.fail("decoded"))
     UnreadableImages().on_exception(trainer_of(folder), None, raised(lambda: fail(error)))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from anomalib.data import ImageBatch
 
+from anomalib_zsclip.images.folder_data import Unreadable
 from anomalib_zsclip.outputs.predictions_file import COLUMNS, PredictionsFile, rows
 
 
@@ -43,7 +44,7 @@ def test_each_batch_is_on_disk_when_it_is_done(tmp_path: Path) -> None:
     callback.on_predict_batch_end(
         trainer, None, make_batch(["a.png", "b.png"], explanation=["fine", "a hole"]), None, 0
     )
-    wanted = [list(COLUMNS), ["a.png", "0.250000", "0", "fine"], ["b.png", "0.750000", "1", "a hole"]]
+    wanted = [list(COLUMNS), ["a.png", "0.250000", "0", "fine", ""], ["b.png", "0.750000", "1", "a hole", ""]]
     assert read(file) == wanted
     callback.on_exception(trainer, None, KeyboardInterrupt())
     assert read(file) == wanted
@@ -58,6 +59,22 @@ def test_a_second_run_starts_a_new_file(tmp_path: Path) -> None:
     assert [row[0] for row in read(tmp_path / "predictions.csv")] == ["path", "b.png"]
 
 
+def test_unreadable_images_have_a_row_with_the_reason_each_once(tmp_path: Path) -> None:
+    callback, trainer = PredictionsFile(), make_trainer(tmp_path)
+    data = SimpleNamespace(unreadable=[Unreadable("=cut.png", "it is cut.")])
+    trainer.predict_dataloaders = [SimpleNamespace(dataset=data)]
+    callback.on_predict_start(trainer, None)
+    callback.on_predict_batch_end(trainer, None, make_batch(["a.png"]), None, 0)
+    data.unreadable.append(Unreadable("z.png", "+no such file."))
+    callback.on_predict_end(trainer, None)
+    callback.teardown(trainer, None, "predict")
+    assert read(tmp_path / "predictions.csv")[1:] == [
+        ["./=cut.png", "", "", "", "it is cut."],
+        ["a.png", "0.250000", "0", "", ""],
+        ["z.png", "", "", "", "'+no such file."],
+    ]
+
+
 def test_processes_write_files_of_their_own(tmp_path: Path) -> None:
     for rank in range(2):
         callback, trainer = PredictionsFile(), make_trainer(tmp_path, rank)
@@ -69,7 +86,7 @@ def test_processes_write_files_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_no_cell_is_a_formula(start: str) -> None:
     dangerous = f'{start}HYPERLINK("x")'
-    ((path, _, _, explanation),) = rows(make_batch([dangerous], explanation=[dangerous]))
+    ((path, _, _, explanation, _),) = rows(make_batch([dangerous], explanation=[dangerous]))
     assert path == f"./{dangerous}"
     assert explanation == f"'{dangerous}"
 
@@ -84,7 +101,7 @@ def test_strange_names_survive(tmp_path: Path, path: str) -> None:
 
 
 def test_without_labels_the_cells_are_empty() -> None:
-    assert rows(make_batch(["a.png"], labelled=False)) == [("a.png", "0.250000", "", "")]
+    assert rows(make_batch(["a.png"], labelled=False)) == [("a.png", "0.250000", "", "", "")]
 
 
 @pytest.mark.parametrize(("program", "kept"), [("/usr/bin/anomalib", False), ("anomalib.exe", False), ("my.py", True)])

@@ -13,7 +13,8 @@ from anomalib.data import PredictDataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from anomalib_zsclip.images import read_ahead
+from anomalib_zsclip.errors import ImageReadError
+from anomalib_zsclip.images import FolderDataset, ReadingRules, read_ahead
 from anomalib_zsclip.images.pre_processing import ClipPreProcessor
 from anomalib_zsclip.images.read_ahead import ReadAhead
 
@@ -37,7 +38,8 @@ def set_up(
     pre_processor = own.get("pre_processor", ClipPreProcessor.for_size(size, (0.5,) * 3, (0.25,) * 3))
     source = SimpleNamespace(instance=[loader])
     trainer = SimpleNamespace(predict_loop=SimpleNamespace(_data_source=source))
-    ReadAhead().setup(trainer, SimpleNamespace(pre_processor=pre_processor), stage)
+    module = SimpleNamespace(pre_processor=pre_processor, reading=own.get("reading", ReadingRules()))
+    ReadAhead().setup(trainer, module, stage)
     return pre_processor, source.instance[0]
 
 
@@ -53,18 +55,59 @@ def test_a_batch_of_mixed_sizes_is_what_the_model_would_get_one_by_one(
     torch.testing.assert_close(pre_processor(batch.image), wanted, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "change", [{"program": "script.py"}, {"stage": "test"}, {"stage": "validate"}, {"pre_processor": None}]
-)
-def test_everything_else_keeps_its_loader(
+@pytest.mark.parametrize("change", [{"stage": "test"}, {"stage": "validate"}])
+def test_other_stages_keep_their_loader(
     loader: DataLoader, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     assert set_up(loader, monkeypatch, **change)[1] is loader
 
 
+class OwnDataset(PredictDataset):
+    """Somebody's own reading."""
+
+
+def test_a_data_set_of_the_users_keeps_its_loader(loader: DataLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = DataLoader(OwnDataset(loader.dataset.image_filenames[0].parent))
+    assert set_up(own, monkeypatch)[1] is own
+
+
+@pytest.mark.parametrize("change", [{"program": "script.py"}, {"pre_processor": None}])
+def test_python_code_gets_its_batches_read_by_our_rules(
+    loader: DataLoader, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    read = set_up(loader, monkeypatch, **change)[1]
+    assert isinstance(read.dataset, FolderDataset)
+    assert [tuple(batch.image.shape[-2:]) for batch in read] == SIZES
+
+
 def test_a_transform_of_the_user_stays(loader: DataLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     loader.dataset.transform = torch.nn.Identity()
-    assert set_up(loader, monkeypatch)[1] is loader
+    read = set_up(loader, monkeypatch)[1]
+    assert read.dataset.transform is loader.dataset.transform
+    assert read.batch_size == 1
+
+
+@pytest.mark.parametrize("program", ["anomalib", "script.py"])
+def test_unreadable_images_are_left_out_and_listed(
+    loader: DataLoader, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    files = loader.dataset.image_filenames
+    files[1].write_bytes(files[1].read_bytes()[:60])
+    read = set_up(loader, monkeypatch, program)[1]
+    for _ in range(2):  # a second pass counts anew
+        paths = [path for batch in read for path in batch.image_path]
+        assert paths == [str(files[0]), str(files[2])]
+        assert [file.path for file in read.dataset.unreadable] == [str(files[1])]
+        assert read.dataset.judged == 2
+
+
+def test_told_to_stop_all_unreadable_images_are_named(loader: DataLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = loader.dataset.image_filenames
+    for file in files[1:]:
+        file.write_bytes(b"no image")
+    read = set_up(loader, monkeypatch, reading=ReadingRules(on_unreadable="stop"))[1]
+    with pytest.raises(ImageReadError, match=r"^2 image file\(s\) cannot be read: .*1\.png.*2\.png"):
+        list(read)
 
 
 @pytest.mark.parametrize(("many", "cores", "workers"), [(4, 2, 0), (3, 1, 1), (3, 2, 1), (3, 3, 2), (3, 64, 4)])

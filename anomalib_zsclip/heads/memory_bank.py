@@ -42,6 +42,7 @@ class MemoryBank(DynamicBufferMixin):
 
     patches: Tensor
     reference: Tensor
+    owners: Tensor
 
     def __init__(
         self,
@@ -61,7 +62,10 @@ class MemoryBank(DynamicBufferMixin):
         self.quantile = quantile
         self.sigma = sigma
         self.scales = tuple(scales)
-        self.register_buffer("patches", torch.empty(0))  # [layers * scales, images, L, W], unit vectors
+        self.register_buffer("patches", torch.empty(0))  # [layers * scales, views, L, W], unit vectors
+        self.register_buffer(
+            "owners", torch.empty(0, dtype=torch.long)
+        )  # image of each view; empty if they are one to one
         self.register_buffer("reference", torch.tensor(1.0))
 
     @property
@@ -77,6 +81,7 @@ class MemoryBank(DynamicBufferMixin):
         """Forget all images."""
         self.patches = torch.empty(0, device=self.patches.device)
         self.reference = torch.tensor(1.0, device=self.reference.device)
+        self.owners = self.owners[:0]
 
     def blocks(self, backbone: ClipBackbone) -> list[int]:
         """Blocks whose tokens are compared."""
@@ -95,19 +100,31 @@ class MemoryBank(DynamicBufferMixin):
             batches: Features of the normal images, of one size.
             backbone: The frozen CLIP.
         """
-        patches, grid = [], (0, 0)
+        patches, grid, counts = [], (0, 0), []
         for features in batches:
             patches.append(self.patches_of(features, backbone))
             grid = features.grid
+            counts += [features.views] * (patches[-1].shape[1] // features.views)
         self.patches = torch.cat(patches, dim=1)
-        images = self.patches.shape[1]
-        if images == 1:  # It can only be compared with its own other patches.
-            distances = self._distances(self.patches, within=neighbour_mask(grid, max(self.scales) // 2))
+        views, images = self.patches.shape[1], len(counts)
+        self.owners = torch.repeat_interleave(torch.tensor(counts if views > images else [], dtype=torch.long))
+        if images == 1:  # Each view can only be compared with its own other patches: others show the same again.
+            mask = neighbour_mask(grid, max(self.scales) // 2)
+            distances = torch.cat(
+                [self._distances(self.patches[:, view : view + 1], within=(view, mask)) for view in range(views)]
+            )
         else:
             distances = torch.cat(
-                [self._distances(self.patches[:, index : index + 1], leave_out=index) for index in range(images)]
+                [
+                    self._distances(self.patches[:, view : view + 1], leave_out=self._owner(view))
+                    for view in range(views)
+                ]
             )
         self.reference = torch.quantile(distances.flatten(), self.quantile).clamp(min=1e-4)
+
+    def _owner(self, view: int) -> int:
+        """Image that a view in the bank is of."""
+        return int(self.owners[view]) if len(self.owners) else view
 
     def forward(
         self,
@@ -123,7 +140,7 @@ class MemoryBank(DynamicBufferMixin):
             features: Result of the pass.
             backbone: The frozen CLIP.
             size: Height and width of the map.
-            leave_out: Image of the memory bank that does not count.
+            leave_out: Image of the memory bank that does not count, with all its views.
             substitute: What takes its place: the result of :meth:`patches_of` for one other image.
 
         Raises:
@@ -155,7 +172,7 @@ class MemoryBank(DynamicBufferMixin):
         self,
         patches: Tensor,
         leave_out: int | None = None,
-        within: Tensor | None = None,
+        within: tuple[int, Tensor] | None = None,
         substitute: Tensor | None = None,
     ) -> Tensor:
         """Distance ``[B, L]`` to the nearest patch of the memory bank.
@@ -163,21 +180,26 @@ class MemoryBank(DynamicBufferMixin):
         Args:
             patches: Unit vectors ``[layers * scales, B, L, W]``.
             leave_out: Image of the memory bank that does not count.
-            within: Pairs ``[L, L]`` that do not count, where a single image is compared with itself.
-            substitute: Patches of one image, ``[layers * scales, 1, L, W]``, that count in its place.
+            within: The one view of the bank that counts, where a view is compared with itself, and pairs ``[L, L]`` that
+                do not.
+            substitute: Patches of one image, ``[layers * scales, views, L, W]``, that count in its place.
         """
         rows = []
         # Image by image bounds the memory, and leaves the size of the batch open when the model is exported.
         for row, (own, normal) in enumerate(zip(patches, self.patches, strict=True)):
             nearest = own.new_full(own.shape[:2], -1.0)
-            for index, known in enumerate(normal):
-                if index == leave_out:
-                    if substitute is None:
-                        continue
-                    known = substitute[row, 0]  # noqa: PLW2901
+            others = [known for view, known in enumerate(normal) if self._counts(view, leave_out, within)]
+            if leave_out is not None and substitute is not None:
+                others += list(substitute[row])
+            for known in others:
                 cosines = own @ known.T  # [B, L, L]
                 if within is not None:
-                    cosines = cosines.masked_fill(within.to(cosines.device), -1)
+                    cosines = cosines.masked_fill(within[1].to(cosines.device), -1)
                 nearest = torch.maximum(nearest, cosines.amax(dim=-1))
             rows.append((1 - nearest).clamp(min=0))
         return torch.stack(rows).mean(dim=0)
+
+    def _counts(self, view: int, leave_out: int | None, within: tuple[int, Tensor] | None) -> bool:
+        if within is not None:
+            return view == within[0]
+        return leave_out is None or self._owner(view) != leave_out

@@ -7,5 +7,14 @@ from .checks import UnreadableImages
 from .normal_images import NormalImages, find_normal_images
 from .pre_processing import ClipPreProcessor
 from .read_ahead import ReadAhead
+from .tiling import OneByOne, Tiling
 
-__all__ = ["ClipPreProcessor", "NormalImages", "ReadAhead", "UnreadableImages", "find_normal_images"]
+__all__ = [
+    "ClipPreProcessor",
+    "NormalImages",
+    "OneByOne",
+    "ReadAhead",
+    "Tiling",
+    "UnreadableImages",
+    "find_normal_images",
+]

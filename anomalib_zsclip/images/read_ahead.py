@@ -44,13 +44,13 @@ class ReadAhead(Callback):
             dataset = getattr(loader, "dataset", None)
             if isinstance(dataset, PredictDataset) and dataset.transform is None:
                 dataset.transform = resize
-                loaders[index] = _loader(dataset, resize.size)
+                loaders[index] = _loader(dataset, resize.largest, BATCH_SIZE if resize.is_uniform else 1)
 
 
-def _loader(dataset: PredictDataset, size: Sequence[int]) -> DataLoader:
+def _loader(dataset: PredictDataset, size: Sequence[int], most: int = BATCH_SIZE) -> DataLoader:
     image_bytes = 4 * 3 * size[0] * size[1]
     fitting = SHARED_BYTES // (PREFETCHED * image_bytes)
-    batch_size = max(1, min(BATCH_SIZE, fitting // WORKERS))
+    batch_size = max(1, min(most, fitting // WORKERS))
     spare = max(1, torch.get_num_threads() - 1)
     workers = min(WORKERS, spare, fitting // batch_size) if len(dataset) >= MANY else 0
     return DataLoader(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +25,7 @@ from anomalib_zsclip.clip.archives import check_archive
 from anomalib_zsclip.clip.published import OPENAI_MEAN, OPENAI_STD
 from anomalib_zsclip.errors import ArgumentError, CheckpointError, ZsClipError
 from anomalib_zsclip.heads.base import Head
-from anomalib_zsclip.images import ClipPreProcessor, ReadAhead, UnreadableImages
+from anomalib_zsclip.images import ClipPreProcessor, OneByOne, ReadAhead, UnreadableImages
 from anomalib_zsclip.outputs import (
     FixedScaleVisualizer,
     MapFiles,
@@ -129,9 +130,15 @@ class ZeroShotMixin(LightningModule):
         self.save_maps = save_maps
         self.k_shot, self.normal_dir, self.normal_images = k_shot, normal_dir, normal_images
         if pre_processor is True:
-            self.pre_processor: PreProcessor | None = ClipPreProcessor.for_size(image_size, backbone.mean, backbone.std)
+            self.pre_processor: PreProcessor | None = ClipPreProcessor.for_size(
+                image_size, backbone.mean, backbone.std, self.model.views.tiling
+            )
+            self.model.views = replace(self.model.views, tile=image_size)
             if isinstance(self.evaluator, PapersEvaluator):
                 self.pre_processor.resize.published_masks = True  # type: ignore[union-attr]
+        elif self.model.views.tiling.is_on:
+            msg = f"tiles={self.model.views.tiling.tiles!r} needs the default pre-processor, which lays out the tiles."
+            raise ArgumentError(msg)
         if post_processor is True:
             self.post_processor: Any = MonotonePostProcessor(false_alarms, threshold, pixel_threshold)
             return
@@ -238,7 +245,7 @@ class ZeroShotMixin(LightningModule):
         """Predict, so that threshold and range can be found."""
         del args, kwargs
         predictions = self.model(batch.image)
-        return batch.update(**predictions._asdict())
+        return batch.update(image=self.model.views.picture(batch.image), **predictions._asdict())  # type: ignore[arg-type]
 
     def test_step(self, batch: Batch, *args: object, **kwargs: object) -> Batch:  # type: ignore[override]
         """Predict, and say what it is that was found."""
@@ -246,7 +253,8 @@ class ZeroShotMixin(LightningModule):
         predictions, explanation = self.model.explain(batch.image)  # type: ignore[arg-type]
         if isinstance(self.evaluator, PapersEvaluator):
             self.evaluator.keep_raw(predictions.pred_score, self.model.paper_map(predictions.anomaly_map))  # type: ignore[arg-type]
-        return batch.update(**predictions._asdict(), explanation=explanation)
+        image = self.model.views.picture(batch.image)  # type: ignore[arg-type]
+        return batch.update(image=image, **predictions._asdict(), explanation=explanation)
 
     def predict_step(self, batch: Batch, *args: object, **kwargs: object) -> Batch:
         """Predict, and say what it is that was found."""
@@ -265,7 +273,7 @@ class ZeroShotMixin(LightningModule):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Anomalib's callbacks, those that read ahead and name unreadable images, and the one for the table of scores."""
-        own = [ReadAhead(), UnreadableImages(), PredictionsFile()]
+        own = [OneByOne(), ReadAhead(), UnreadableImages(), PredictionsFile()]
         return [*super().configure_callbacks(), *own, *([MapFiles()] if self.save_maps else [])]  # type: ignore[misc]
 
     @property
@@ -355,6 +363,7 @@ class ZeroShotMixin(LightningModule):
     # ------------------------------------------------------------------ export
     def to_torch(self, *args: object, **kwargs: object) -> Path:
         """Export as a torch file; see anomalib. It stays as it is wherever it is taken."""
+        self.model.views.check_exportable()
         make_ready(self)
         self.frozen = True
         try:
@@ -364,6 +373,7 @@ class ZeroShotMixin(LightningModule):
 
     def to_onnx(self, *args: object, **kwargs: object) -> Path:  # type: ignore[override]
         """Export as ONNX; see anomalib. Text, references and thresholds are compiled in."""
+        self.model.views.check_exportable()
         make_ready(self)
         self._warm_up()
         # torch's exporter writes opset 18; the conversion to anomalib's default of 14 fails, with a stack of frames.
@@ -372,6 +382,7 @@ class ZeroShotMixin(LightningModule):
 
     def to_openvino(self, *args: object, **kwargs: object) -> Path:
         """Export for OpenVINO; see anomalib."""
+        self.model.views.check_exportable()
         make_ready(self)
         return super().to_openvino(*args, **kwargs)  # type: ignore[misc]
 

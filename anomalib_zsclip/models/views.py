@@ -167,13 +167,13 @@ class Views:
         boxes, done = self._boxes(grid), 0
         for views in self.chunks(images):
             seen = see(views)
-            maps = seen.anomaly_map.unflatten(0, (len(images), -1))  # [B, n, h, w]
+            maps = seen.anomaly_map.unflatten(0, (images.shape[0], -1))  # [B, n, h, w]
             scores.append(seen.score.unflatten(0, maps.shape[:2]))
             peaks.append(maps.amax(dim=(-2, -1)))
             if seen.words is not None:
                 words.append(seen.words.unflatten(0, maps.shape[:2]))
             if canvas is None:
-                whole, canvas = maps[:, 0], maps.new_zeros(len(images), *working_size(grid, self._tile))
+                whole, canvas = maps[:, 0], maps.new_zeros(images.shape[0], *working_size(grid, self._tile))
             for index in range(maps.shape[1]):
                 if done + index:
                     self._add(canvas, maps[:, index], boxes[done + index], grid)
@@ -187,7 +187,7 @@ class Views:
         if not words:
             return Seen(score, anomaly_map)
         best = torch.cat(peaks, dim=1).argmax(dim=1)
-        return Seen(score, anomaly_map, torch.cat(words, dim=1)[torch.arange(len(images)), best])
+        return Seen(score, anomaly_map, torch.cat(words, dim=1)[torch.arange(images.shape[0]), best])
 
     def _add(self, canvas: Tensor, maps: Tensor, box: Size, grid: Size) -> None:
         """Add the maps ``[B, h, w]`` of a tile to the canvas ``[B, H, W]``, with weights that add up to one."""

@@ -130,12 +130,18 @@ class Views:
 
         The whole comes first, then the tiles row by row. An exported graph has one chunk: its batch may be of any size.
         """
+        for _, views in self._chunks(images):
+            yield views
+
+    def _chunks(self, images: Tensor) -> Iterator[tuple[list[Size], Tensor]]:
+        """The chunks, each with the corners of its views."""
         boxes = self._boxes(self.grid(images))
         height, width = self._tile
         count = len(boxes) if torch.compiler.is_exporting() else max(1, self.view_chunk // max(1, len(images)))
         for start in range(0, len(boxes), count):
-            views = [images[..., top : top + height, left : left + width] for top, left in boxes[start : start + count]]
-            yield torch.stack(views, dim=1).flatten(0, 1)
+            part = boxes[start : start + count]
+            views = [images[..., top : top + height, left : left + width] for top, left in part]
+            yield part, torch.stack(views, dim=1).flatten(0, 1)
 
     def _boxes(self, grid: Size) -> list[Size]:
         """Top left corners of the views on a sheet."""
@@ -164,20 +170,19 @@ class Views:
             return see(images)
         scores, peaks, words = [], [], []
         canvas = whole = None
-        boxes, done = self._boxes(grid), 0
-        for views in self.chunks(images):
+        for boxes, views in self._chunks(images):
             seen = see(views)
-            maps = seen.anomaly_map.unflatten(0, (images.shape[0], -1))  # [B, n, h, w]
-            scores.append(seen.score.unflatten(0, maps.shape[:2]))
+            scores.append(seen.score.unflatten(0, (-1, len(boxes))))
+            maps = seen.anomaly_map.unflatten(0, (-1, len(boxes)))  # [B, n, h, w]
             peaks.append(maps.amax(dim=(-2, -1)))
             if seen.words is not None:
-                words.append(seen.words.unflatten(0, maps.shape[:2]))
+                words.append(seen.words.unflatten(0, (-1, len(boxes))))
+            tiles = list(zip(boxes, maps.unbind(1), strict=True))
             if canvas is None:
-                whole, canvas = maps[:, 0], maps.new_zeros(images.shape[0], *working_size(grid, self._tile))
-            for index in range(maps.shape[1]):
-                if done + index:
-                    self._add(canvas, maps[:, index], boxes[done + index], grid)
-            done += maps.shape[1]
+                (_, whole), *tiles = tiles
+                canvas = maps.new_zeros(images.shape[0], *working_size(grid, self._tile))
+            for box, own in tiles:
+                self._add(canvas, own, box, grid)
         assert canvas is not None
         assert whole is not None
         enlarged = upsample(whole, working_size(grid, self._tile))

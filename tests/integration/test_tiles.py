@@ -59,8 +59,8 @@ def engine(folder: Path) -> Engine:
 
 def data_of(folder: Path, name: str = "mixed") -> Folder:
     return Folder(
-        name=name, root=folder, normal_dir="good", normal_test_dir="good", abnormal_dir="bad", mask_dir="masks", num_workers=0,
-        val_split_mode="same_as_test", eval_batch_size=4,
+        name=name, root=folder, normal_dir="good", normal_test_dir="good", abnormal_dir="bad", mask_dir="masks",
+        num_workers=0, val_split_mode="same_as_test", eval_batch_size=4,
     )  # fmt: skip
 
 

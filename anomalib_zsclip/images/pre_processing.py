@@ -63,7 +63,16 @@ class ClipPreProcessor(PreProcessor):
         """Take the steps of a checkpoint; tiles, and what is done to masks, stay as they are here."""
         own = self.resize
         super().load_checkpoint_config(config)
-        self.transform = _exchange(self.transform, self._published)
+        self._exchange_resize(own)
+
+    def retile(self, tiling: Tiling) -> None:
+        """Give pictures other tiles."""
+        self.tiling = tiling
+        self._exchange_resize(self.resize)
+
+    def _exchange_resize(self, own: PublishedResize | None) -> None:
+        """Put in our resize, with the tiles of now, and treat masks as ``own`` does."""
+        self.transform = _exchange(self.transform, lambda step: self._published(_plain(step)))
         if own is not None and self.resize is not None:
             self.resize.published_masks = own.published_masks
 

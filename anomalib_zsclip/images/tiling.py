@@ -146,8 +146,8 @@ def _say_that_tiles_are_capped(max_tiles: int, picture: Size, wanted: Size, grid
         return
     _capped.add(max_tiles)
     logger.warning(
-        "A picture of %d x %d pixels takes %d x %d tiles at its own resolution, more than max_tiles=%d: it gets %d x %d, "
-        "and is shown smaller than it is; so are others of its size. Raise max_tiles to see more: each tile costs the same.",
+        "A picture of %d x %d pixels (height x width) takes %d x %d tiles at its own resolution, more than max_tiles=%d: it "
+        "gets %d x %d, and is shown smaller than it is, as are others of its size. Raise max_tiles to see more.",
         *(*picture, *wanted, max_tiles, *grid),
     )
 

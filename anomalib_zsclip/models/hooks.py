@@ -15,7 +15,7 @@ from anomalib import LearningType
 from anomalib.data import Batch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.pre_processing import PreProcessor
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from typing_extensions import Self
 
@@ -40,12 +40,13 @@ from .arguments import resolve_size
 from .checkpoints import check_file, read_record, write_record
 from .detector import Bindings
 from .readiness import make_ready, note_decisions, snapshot
+from .tiles import TilesMixin
 from .zero_shot_model import ZeroShotModel
 
 logger = logging.getLogger(__name__)
 
 
-class ZeroShotMixin(LightningModule):
+class ZeroShotMixin(TilesMixin):
     """Hooks of a zero-shot detector; stands before ``AnomalibModule`` in the bases of a model.
 
     A model calls :meth:`assemble` at the end of its constructor. Everything else that must be there before a picture is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +129,36 @@ def test_thresholds_and_references_are_made_anew_for_other_tiles(folder: Path, t
     assert loaded.model.memory_bank.patches.shape == model.model.memory_bank.patches.shape
 
 
-def test_a_changed_share_is_seen_by_plain_calls(folder: Path) -> None:
+def test_a_change_is_seen_by_plain_calls(folder: Path) -> None:
     model = small(tiles=2, normal_dir=folder / "good").eval()
-    images = torch.rand(1, 3, 60, 75)
+    model.pre_processor.resize.published_masks = True
+    images = torch.rand(1, 3, 60, 75, generator=torch.Generator().manual_seed(0))
+
+    def scores() -> torch.Tensor:
+        with torch.no_grad():
+            model(images)
+        return model.post_processor.normal_scores.clone()
+
+    made = [scores()]
+    model.model.views = replace(model.model.views, tile_share=1.0)
+    made.append(scores())
+    model.tiles = (1, 3)
+    assert model.tiles == (1, 3)
+    assert model.pre_processor.resize.published_masks
+    made.append(scores())
+    model.tiles = 1
+    made.append(scores())
+    assert all(not torch.allclose(one, other) for one, other in pairwise(made))
+    assert torch.equal(scores(), made[-1])
     with torch.no_grad():
-        model(images)
-        made = model.post_processor.normal_scores.clone()
-        model.model.views = replace(model.model.views, tile_share=1.0)
-        model(images)
-    assert not torch.allclose(model.post_processor.normal_scores, made)
+        assert torch.equal(model(images).anomaly_map, small(normal_dir=folder / "good").eval()(images).anomaly_map)
 
 
 def test_tiles_need_the_default_pre_processor() -> None:
     with pytest.raises(ArgumentError, match="tiles=2 needs the default pre-processor"):
         small(tiles=2, pre_processor=False)
+    with pytest.raises(ArgumentError, match="tiles=2 needs the default pre-processor"):
+        small(pre_processor=False).tiles = 2
 
 
 @pytest.mark.parametrize("export", ["to_torch", "to_onnx", "to_openvino"])

@@ -131,6 +131,14 @@ def test_small_pictures_pass_whole_where_the_grid_is_their_own() -> None:
     assert views_of("auto").grid(resize.apply(images)) == (1, 1)
 
 
+def test_line_scans_and_single_pixels_have_views() -> None:
+    resize = TiledResize(TILE, Tiling("auto"))
+    scan = resize.apply(rand(1, 3, 1, 20_000))
+    assert views_of("auto").grid(scan) == (1, 64)
+    assert not is_sheet(resize.apply(rand(1, 3, 1, 1)))
+    assert TiledResize(TILE, Tiling(2)).apply(rand(1, 3, 1, 1)).shape[-2:] == (56 + 32, 70 + 1)
+
+
 def test_images_and_masks_of_data_sets() -> None:
     image, mask = tv_tensors.Image(rand(3, 90, 100)), tv_tensors.Mask((rand(90, 100) > 0.5).to(torch.uint8))
     for tiling in (Tiling(2), Tiling("auto")):

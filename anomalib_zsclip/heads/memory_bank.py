@@ -63,9 +63,8 @@ class MemoryBank(DynamicBufferMixin):
         self.sigma = sigma
         self.scales = tuple(scales)
         self.register_buffer("patches", torch.empty(0))  # [layers * scales, views, L, W], unit vectors
-        self.register_buffer(
-            "owners", torch.empty(0, dtype=torch.long)
-        )  # image of each view; empty if they are one to one
+        # Image of each view; empty where each image is one view.
+        self.register_buffer("owners", torch.empty(0, dtype=torch.long))
         self.register_buffer("reference", torch.tensor(1.0))
 
     @property
@@ -107,7 +106,8 @@ class MemoryBank(DynamicBufferMixin):
             counts += [features.views] * (patches[-1].shape[1] // features.views)
         self.patches = torch.cat(patches, dim=1)
         views, images = self.patches.shape[1], len(counts)
-        self.owners = torch.repeat_interleave(torch.tensor(counts if views > images else [], dtype=torch.long))
+        owners = torch.repeat_interleave(torch.tensor(counts if views > images else [], dtype=torch.long))
+        self.owners = owners.to(self.patches.device)
         if images == 1:  # Each view can only be compared with its own other patches: others show the same again.
             mask = neighbour_mask(grid, max(self.scales) // 2)
             distances = torch.cat(

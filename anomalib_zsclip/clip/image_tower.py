@@ -46,6 +46,7 @@ class ImageFeatures:
             Shape ``[B, 1 + L, W]``.
         value_value: Range of blocks -> sum of their value-value outputs. Shape ``[B, 1 + L, W]``.
         self_correlation: Range of blocks -> sum of their self-correlation outputs. Shape ``[B, 1 + L, W]``.
+        views: Views of a picture, which stand together in the batch: ``B`` is then pictures times views.
     """
 
     image_embedding: Tensor
@@ -55,6 +56,7 @@ class ImageFeatures:
     attention_tokens: dict[int, Tensor] = field(default_factory=dict)
     value_value: dict[BlockRange, Tensor] = field(default_factory=dict)
     self_correlation: dict[BlockRange, Tensor] = field(default_factory=dict)
+    views: int = 1
 
 
 @dataclass(frozen=True)

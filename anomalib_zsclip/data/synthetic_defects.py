@@ -89,6 +89,8 @@ class SyntheticDefects(AnomalibDataModule):
         val_split_mode: As in anomalib's data modules.
         val_split_ratio: As in anomalib's data modules.
         seed: Seed of the images and of random splits.
+        defect_scale: Size of the defects against their usual one, in (0, 1]: 1/16 makes defects of some 8 to 64 pixels in
+            images of 2048.
 
     Example:
         >>> datamodule = SyntheticDefects(category="bearing", image_size=128)
@@ -119,8 +121,12 @@ class SyntheticDefects(AnomalibDataModule):
         val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
         val_split_ratio: float = 0.5,
         seed: int = 0,
+        defect_scale: float = 1.0,
     ) -> None:
         _check(category, image_size, num_train, num_test_good, num_test_per_defect, seed)
+        if not 0 < defect_scale <= 1:
+            msg = f"defect_scale={defect_scale} must be above 0 and at most 1, the usual size of defects."
+            raise ArgumentError(msg)
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
@@ -137,6 +143,7 @@ class SyntheticDefects(AnomalibDataModule):
         )
         self.category = category
         self.image_size = image_size
+        self.defect_scale = defect_scale
         self.num_train = num_train
         self.num_test_good = num_test_good
         self.num_test_per_defect = num_test_per_defect
@@ -157,6 +164,7 @@ class SyntheticDefects(AnomalibDataModule):
             "num_test_per_defect": self.num_test_per_defect,
             "seed": self.seed,
             "version": RECIPE_VERSION,
+            **({"defect_scale": self.defect_scale} if self.defect_scale < 1 else {}),
         }
 
     @property
@@ -192,7 +200,15 @@ class SyntheticDefects(AnomalibDataModule):
                 # The stream depends on the image's own place: other counts leave it as it is.
                 key = int.from_bytes(hashlib.sha256(f"{self.category}/{folder}/{index}".encode()).digest()[:8], "big")
                 rng = np.random.default_rng([self.seed or 0, key])
-                sample = generate(product.family, defect, self.image_size, rng, style=product.style, wild=0.2)
+                sample = generate(
+                    product.family,
+                    defect,
+                    self.image_size,
+                    rng,
+                    style=product.style,
+                    wild=0.2,
+                    scale=self.defect_scale,
+                )
                 _save(scratch / folder / f"{index:03d}.png", cv2.cvtColor(sample.image, cv2.COLOR_RGB2BGR))
                 if defect is not None:
                     _save(scratch / "ground_truth" / defect / f"{index:03d}_mask.png", sample.mask)

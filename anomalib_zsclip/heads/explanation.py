@@ -139,8 +139,12 @@ class DefectNamer(DynamicBufferMixin):
         ]
 
     def explain(self, features: ImageFeatures, backbone: ClipBackbone, anomaly_map: Tensor) -> list[str]:
-        """A text per image, such as ``"crack (0.61), scratch (0.22)"``."""
-        best = self(features, backbone, anomaly_map).topk(self.top, dim=-1)
+        """A text per image; see :meth:`texts`."""
+        return self.texts(self(features, backbone, anomaly_map))
+
+    def texts(self, probabilities: Tensor) -> list[str]:
+        """A text per image, such as ``"crack (0.61), scratch (0.22)"``, for probabilities ``[B, words]``."""
+        best = probabilities.topk(self.top, dim=-1)
         return [
             ", ".join(f"{self.words[index]} ({value:.2f})" for value, index in zip(row, indices, strict=True))
             for row, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)

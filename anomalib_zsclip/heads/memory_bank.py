@@ -52,6 +52,7 @@ class MemoryBank(DynamicBufferMixin):
     patches: Tensor
     reference: Tensor
     unlabelled: Tensor
+    owners: Tensor
 
     def __init__(
         self,
@@ -71,9 +72,11 @@ class MemoryBank(DynamicBufferMixin):
         self.quantile = quantile
         self.sigma = sigma
         self.scales = tuple(scales)
-        self.register_buffer("patches", torch.empty(0))  # [layers * scales, images, L, W], unit vectors
+        self.register_buffer("patches", torch.empty(0))  # [layers * scales, views, L, W], unit vectors
+        # Image of each view; empty where each image is one view.
+        self.register_buffer("owners", torch.empty(0, dtype=torch.long))
         self.register_buffer("reference", torch.tensor(1.0))
-        self.register_buffer("unlabelled", torch.empty(0))  # as patches, of the unlabelled images
+        self.register_buffer("unlabelled", torch.empty(0))  # [rows, images, views, L, W]
 
     @property
     def has_normal(self) -> bool:
@@ -98,6 +101,7 @@ class MemoryBank(DynamicBufferMixin):
         """Forget all images."""
         self.patches = torch.empty(0, device=self.patches.device)
         self.reference = torch.tensor(1.0, device=self.reference.device)
+        self.owners = self.owners[:0]
         self.clear_unlabelled()
 
     def clear_unlabelled(self) -> None:
@@ -121,49 +125,72 @@ class MemoryBank(DynamicBufferMixin):
             batches: Features of the normal images, of one size.
             backbone: The frozen CLIP.
         """
-        patches, grid = [], (0, 0)
+        patches, grid, counts = [], (0, 0), []
         for features in batches:
             patches.append(self.patches_of(features, backbone))
             grid = features.grid
+            counts += [features.views] * (patches[-1].shape[1] // features.views)
         self.patches = torch.cat(patches, dim=1)
-        images = self.patches.shape[1]
-        if images == 1:  # It can only be compared with its own other patches.
-            distances = self._distances(self.patches, within=neighbour_mask(grid, max(self.scales) // 2))
+        views, images = self.patches.shape[1], len(counts)
+        owners = torch.repeat_interleave(torch.tensor(counts if views > images else [], dtype=torch.long))
+        self.owners = owners.to(self.patches.device)
+        if images == 1:  # Each view can only be compared with its own other patches: others show the same again.
+            mask = neighbour_mask(grid, max(self.scales) // 2)
+            distances = torch.cat(
+                [self._distances(self.patches[:, view : view + 1], within=(view, mask)) for view in range(views)]
+            )
         else:
             distances = torch.cat(
-                [self._distances(self.patches[:, index : index + 1], leave_out=index) for index in range(images)]
+                [
+                    self._distances(self.patches[:, view : view + 1], leave_out=self._owner(view))
+                    for view in range(views)
+                ]
             )
         self.reference = torch.quantile(distances.flatten(), self.quantile).clamp(min=1e-4)
+
+    def _owner(self, view: int) -> int:
+        """Image that a view in the bank is of."""
+        return int(self.owners[view]) if len(self.owners) else view
 
     def remember_unlabelled(self, patches: Tensor) -> None:
         """Take unlabelled images.
 
         Args:
-            patches: Results of :meth:`patches_of`, ``[rows, R, L, W]``, no image twice.
+            patches: Results of :meth:`patches_of` for all views of all images, ``[rows, R, V, L, W]``, no image twice.
         """
         self.unlabelled = patches
 
-    def mutual(self, patches: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """How far patches are from their like in the unlabelled images.
+    def mutual(self, patches: Tensor, grid: tuple[int, int], numbers: range = range(1)) -> tuple[Tensor, Tensor]:
+        """How far patches are from their like in the unlabelled images, each view compared with the same one of those.
 
         Args:
-            patches: Result of :meth:`patches_of`, ``[rows, B, L, W]``.
+            patches: Result of :meth:`patches_of` for the views ``numbers`` of each picture, ``[rows, B * n, L, W]``.
             grid: Height and width of the patch grid.
+            numbers: Which views of a picture these are; 0 is the whole.
 
         Returns:
-            Mutual scores ``[B, L]``, in [0, 2], and which unlabelled images are the judged ones and did not count,
-            ``[B, R]``.
+            Mutual scores ``[B * n, L]``, in [0, 2], and which unlabelled images are the judged ones and did not count,
+            ``[B * n, R]``.
 
         Raises:
             CheckpointError: If the unlabelled images were seen in another size or in other blocks.
         """
         known = self.unlabelled
-        if patches.shape[0] != known.shape[0] or patches.shape[2:] != known.shape[2:]:
+        if patches.shape[0] != known.shape[0] or patches.shape[2:] != known.shape[3:] or numbers.stop > known.shape[2]:
             msg = (
-                f"The unlabelled images were remembered as {known.shape[0]} x {known.shape[2]} patches, and this image has "
-                f"{patches.shape[0]} x {patches.shape[2]}: another image size or other blocks. Make the references anew."
+                f"The unlabelled images were remembered as {known.shape[0]} x {known.shape[3]} patches of {known.shape[2]} "
+                f"views, and this image has {patches.shape[0]} x {patches.shape[2]} of at least {numbers.stop}: another "
+                "image size, other tiles or other blocks. Make the references anew."
             )
             raise CheckpointError(msg)
+        found = [
+            self._mutual(patches[:, index :: len(numbers)], known[:, :, number], grid)
+            for index, number in enumerate(numbers)
+        ]
+        scores, left_out = (torch.stack(values, dim=1).flatten(0, 1) for values in zip(*found, strict=True))
+        return scores, left_out
+
+    def _mutual(self, patches: Tensor, known: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         scores: list[Tensor] = []
         left_out: Tensor | None = None
         for own, others in zip(self.unit_patches(patches, grid), self.unit_patches(known, grid), strict=True):
@@ -192,7 +219,7 @@ class MemoryBank(DynamicBufferMixin):
             features: Result of the pass.
             backbone: The frozen CLIP.
             size: Height and width of the map.
-            leave_out: Image of the memory bank that does not count.
+            leave_out: Image of the memory bank that does not count, with all its views.
             substitute: What takes its place: the result of :meth:`patches_of` for one other image.
 
         Raises:
@@ -223,7 +250,7 @@ class MemoryBank(DynamicBufferMixin):
         self,
         patches: Tensor,
         leave_out: int | None = None,
-        within: Tensor | None = None,
+        within: tuple[int, Tensor] | None = None,
         substitute: Tensor | None = None,
     ) -> Tensor:
         """Distance ``[B, L]`` to the nearest patch of the memory bank.
@@ -231,24 +258,29 @@ class MemoryBank(DynamicBufferMixin):
         Args:
             patches: Unit vectors ``[layers * scales, B, L, W]``.
             leave_out: Image of the memory bank that does not count.
-            within: Pairs ``[L, L]`` that do not count, where a single image is compared with itself.
-            substitute: Patches of one image, ``[layers * scales, 1, L, W]``, that count in its place.
+            within: The one view of the bank that counts, where a view is compared with itself, and pairs ``[L, L]`` that
+                do not.
+            substitute: Patches of one image, ``[layers * scales, views, L, W]``, that count in its place.
         """
         rows = []
         # Image by image bounds the memory, and leaves the size of the batch open when the model is exported.
         for row, (own, normal) in enumerate(zip(patches, self.patches, strict=True)):
             nearest = own.new_full(own.shape[:2], -1.0)
-            for index, known in enumerate(normal):
-                if index == leave_out:
-                    if substitute is None:
-                        continue
-                    known = substitute[row, 0]  # noqa: PLW2901
+            others = [known for view, known in enumerate(normal) if self._counts(view, leave_out, within)]
+            if leave_out is not None and substitute is not None:
+                others += list(substitute[row])
+            for known in others:
                 cosines = own @ known.T  # [B, L, L]
                 if within is not None:
-                    cosines = cosines.masked_fill(within.to(cosines.device), -1)
+                    cosines = cosines.masked_fill(within[1].to(cosines.device), -1)
                 nearest = torch.maximum(nearest, cosines.amax(dim=-1))
             rows.append((1 - nearest).clamp(min=0))
         return torch.stack(rows).mean(dim=0)
+
+    def _counts(self, view: int, leave_out: int | None, within: tuple[int, Tensor] | None) -> bool:
+        if within is not None:
+            return view == within[0]
+        return leave_out is None or self._owner(view) != leave_out
 
 
 class PublishedBank(MemoryBank):

@@ -80,7 +80,9 @@ def interval(count: int, share: tuple[float, float] = SHARE) -> tuple[int, int]:
 
 
 def interval_means(distances: Tensor, share: tuple[float, float] = SHARE, left_out: Tensor | None = None) -> Tensor:
-    """Means ``[B, L]`` of the lowest distances ``[B, L, R]``, as ``share`` has it; NaN where there are none.
+    """Means ``[B, L]`` of the lowest distances ``[B, L, R]``, as ``share`` has it; NaN where the share is of too few.
+
+    With ``left_out`` at least the lowest distance counts, and 0 where all are left out: an empty tile has many copies.
 
     Args:
         distances: To the nearest patch of each other image.
@@ -95,6 +97,8 @@ def interval_means(distances: Tensor, share: tuple[float, float] = SHARE, left_o
     table = torch.tensor([interval(count, share) for count in range(total + 1)], device=distances.device)
     first, last = table[total - left_out.sum(dim=1)].unsqueeze(1).unbind(-1)  # [B, 1] each
     ordered = distances.masked_fill(left_out.unsqueeze(1), torch.inf).sort(dim=-1).values
+    ordered = ordered.masked_fill(ordered == torch.inf, 0)
+    last = torch.maximum(last, first + 1)
     rank = torch.arange(total, device=distances.device)
     chosen = (rank >= first[..., None]) & (rank < last[..., None])  # [B, 1, R]
     return ordered.masked_fill(~chosen, 0).sum(dim=-1) / (last - first)

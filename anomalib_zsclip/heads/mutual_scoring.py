@@ -36,14 +36,14 @@ HALF = 4.0
 
 
 class FolderScores(NamedTuple):
-    """What the images of the folder get, each compared with the others.
+    """What the views of the folder's images get, each image compared with the others; views of an image are together.
 
     Attributes:
-        patches: Mutual patch scores ``[R, L]``.
+        patches: Mutual patch scores ``[R * V, L]``.
         grid: Height and width of the patch grid.
-        embeddings: Image embeddings of unit length, ``[R, E]``.
-        scores: Image scores ``[R]`` of what mutual scoring is fused with; ``None`` where it is alone.
-        maps: Maps of the same, ``[R, H, W]``.
+        embeddings: Embeddings of the whole images, of unit length, ``[R, E]``.
+        scores: Image scores ``[R * V]`` of what mutual scoring is fused with; ``None`` where it is alone.
+        maps: Maps of the same, ``[R * V, H, W]``.
     """
 
     patches: Tensor
@@ -94,6 +94,10 @@ class MutualScoring(DynamicBufferMixin):
         self.register_buffer("own_scores", torch.empty(0))  # of the folder's images, each compared with the others
         self.register_buffer("own_peaks", torch.empty(0))  # maxima of their maps
 
+    def remember_own(self, scores: Tensor, peaks: Tensor) -> None:
+        """Keep image scores ``[R]`` of the folder's images and the maxima of their maps, which thresholds are made of."""
+        self.own_scores, self.own_peaks = scores, peaks
+
     def describe(self) -> str:
         """One sentence on how the folder counts."""
         if not self.scale.numel():
@@ -106,33 +110,38 @@ class MutualScoring(DynamicBufferMixin):
         return {"mutual_share": self.share, "windows": list(self.windows)}
 
     @torch.no_grad()
-    def fit(self, folder: FolderScores, size: tuple[int, int]) -> None:
+    def fit(self, folder: FolderScores, size: tuple[int, int]) -> HeadOutput:
         """Take the scales of the folder.
 
         Args:
             folder: Scores of its images.
             size: Height and width of the maps.
 
+        Returns:
+            Scores and maps of the views of the folder's images, as :meth:`forward` would give them.
+
         Raises:
-            ArgumentError: If there are fewer images than the largest of the windows.
+            ArgumentError: If there are fewer images than the largest of the windows, or windows for tiles.
         """
         mutual = self.published(folder.patches, folder.grid, size)
-        if self.windows and max(self.windows) > len(mutual.score):
-            msg = f"windows={list(self.windows)}: the largest is more than the {len(mutual.score)} images."
+        images = len(folder.embeddings)
+        if self.windows and max(self.windows) > images:
+            msg = f"windows={list(self.windows)}: the largest is more than the {images} images."
+            raise ArgumentError(msg)
+        if self.windows and images < len(mutual.score):
+            msg = f"windows={list(self.windows)} even out the scores of whole pictures: leave them out with tiles."
             raise ArgumentError(msg)
         self.raw_scores, self.embeddings = mutual.score, folder.embeddings
         if folder.scores is None or folder.maps is None:
             self.scale, self.fitted_share = torch.empty(0, device=self.scale.device), torch.tensor(1.0)
             itself = torch.eye(len(mutual.score), dtype=torch.bool, device=mutual.score.device)
-            self.own_scores = self._rescored(mutual.score, folder.embeddings, itself)
-            self.own_peaks = mutual.score
-            return
+            return HeadOutput(self._rescored(mutual.score, folder.embeddings, itself), mutual.anomaly_map)
         pairs = ((folder.scores, mutual.score), (folder.maps, mutual.anomaly_map))
         self.scale = torch.stack([torch.stack([centre_and_spread(values) for values in pair]) for pair in pairs])
-        share = folder_share(folder.patches) if self.share is None else torch.tensor(self.share)
+        whole = folder.patches.unflatten(0, (images, -1))[:, 0]
+        share = folder_share(whole) if self.share is None else torch.tensor(self.share)
         self.fitted_share = share.to(self.scale)
-        own = self._fused(HeadOutput(folder.scores, folder.maps), mutual)
-        self.own_scores, self.own_peaks = own.score, own.anomaly_map.amax(dim=(-2, -1))
+        return self._fused(HeadOutput(folder.scores, folder.maps), mutual)
 
     def forward(
         self,

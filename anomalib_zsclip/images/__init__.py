@@ -11,6 +11,7 @@ from .pre_processing import ClipPreProcessor
 from .predict_door import open_door
 from .read_ahead import ReadAhead
 from .reading import DEFAULT_RULES, ReadingRules, read_picture
+from .tiling import OneByOne, Tiling
 from .unlabelled_images import find_unlabelled_images
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "ClipPreProcessor",
     "FolderDataset",
     "NormalImages",
+    "OneByOne",
     "ReadAhead",
     "ReadingRules",
+    "Tiling",
     "UnreadableImages",
     "check_images",
     "find_normal_images",

@@ -56,15 +56,15 @@ class ReadAhead(Callback):
                 logger.info("Found %s", dataset.listing.describe())
             if is_command() and resize is not None and dataset.transform is None:
                 dataset.transform = resize
-                loaders[index] = _loader(dataset, resize.size)
+                loaders[index] = _loader(dataset, resize.largest, BATCH_SIZE if resize.is_uniform else 1)
             else:
                 loaders[index] = FolderLoader.like(loader, dataset)
 
 
-def _loader(dataset: FolderDataset, size: Sequence[int]) -> FolderLoader:
+def _loader(dataset: FolderDataset, size: Sequence[int], most: int = BATCH_SIZE) -> FolderLoader:
     image_bytes = 4 * 3 * size[0] * size[1]
     fitting = SHARED_BYTES // (PREFETCHED * image_bytes)
-    batch_size = max(1, min(BATCH_SIZE, fitting // WORKERS))
+    batch_size = max(1, min(most, fitting // WORKERS))
     spare = max(1, torch.get_num_threads() - 1)
     workers = min(WORKERS, spare, fitting // batch_size) if len(dataset) >= MANY else 0
     return FolderLoader.of(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import InterpolationMode, Resize
+from torchvision.transforms.v2 import InterpolationMode, Resize, functional
 
 LEVELS = 255.0
 """Largest grey level of 8 bits."""
@@ -46,16 +46,35 @@ class PublishedResize(Resize):
     def published_masks(self, value: bool) -> None:
         self._published_masks = value
 
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Height and width of the largest result."""
+        return (self.size[0], self.size[1])
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all results are of one size, and fit in one batch."""
+        return True
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Resize images ``[..., 3, H, W]``."""
+        return resize_picture(images, (self.size[0], self.size[1]))
+
+    def mask_size(self, mask: Tensor) -> tuple[int, int]:
+        """Height and width that the mask ``[..., H, W]`` of an image gets."""
+        del mask
+        return (self.size[0], self.size[1])
+
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401 - as torchvision's
         """Resize an image or a mask; what is neither passes as in torchvision's resize."""
-        size = (self.size[0], self.size[1])
         if isinstance(inpt, tv_tensors.Mask):
+            size = self.mask_size(inpt)
             if not self.published_masks:
-                return super().transform(inpt, params)
+                return functional.resize(inpt, list(size))  # the nearest pixel, where it is a mask
             return tv_tensors.wrap(resize_mask(inpt.as_subclass(Tensor), size), like=inpt)
         if isinstance(inpt, tv_tensors.Image):
-            return tv_tensors.wrap(resize_picture(inpt.as_subclass(Tensor), size), like=inpt)
-        return resize_picture(inpt, size) if type(inpt) is Tensor else super().transform(inpt, params)
+            return tv_tensors.wrap(self.apply(inpt.as_subclass(Tensor)), like=inpt)
+        return self.apply(inpt) if type(inpt) is Tensor else super().transform(inpt, params)
 
 
 def resize_picture(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.heads.base import LearnableHead
+from anomalib_zsclip.images.pre_processing import whole_only
 
 from .token_cache import GIGABYTE, TokenBatch, TokenCache
 
@@ -77,6 +78,8 @@ class LearningMixin(LightningModule):
         if self.learn and stage == TrainerFn.FITTING:
             datamodule = self._data_to_learn_from()
             self._note_data(describe_data(datamodule))
+            # Heads learn from whole pictures, as published; the pre-processor does the same to batches of them.
+            datamodule.train_data.augmentations = whole_only(datamodule.train_data.augmentations)
         super().setup(stage)
 
     def configure_callbacks(self) -> list[Callback]:

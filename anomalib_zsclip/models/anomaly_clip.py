@@ -17,6 +17,7 @@ from anomalib_zsclip.heads.crane import CraneHead
 from anomalib_zsclip.heads.learned_prompts import LearnedPromptsHead
 from anomalib_zsclip.heads.published_weights import PUBLISHED, fits
 from anomalib_zsclip.images.reading import MAX_PIXELS, ReadingRules
+from anomalib_zsclip.images.tiling import MAX_TILES, Tiles
 from anomalib_zsclip.learning import LearningMixin
 from anomalib_zsclip.outputs.regions import DEFAULT_MIN_REGION
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
@@ -24,6 +25,7 @@ from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
 from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_evaluator, resolve_size
 from .hooks import ZeroShotMixin
 from .pretrained_heads import take_published
+from .views import TILE_SHARE, VIEW_CHUNK, Views
 
 BACKBONE = ("ViT-L-14-336", "openai")
 PAPER_SIZE = 518
@@ -60,6 +62,11 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         threshold: Your own threshold for image scores, from 0 to 1 on the scale of the scores in predictions.csv. Only
             decisions change, scores stay. It wins over every other source.
         pixel_threshold: The same for anomaly maps.
+        tiles: Look at a picture in overlapping tiles besides: n for n x n of them, (rows, columns), or "auto" for as many as
+            show it near its own resolution. Default: as a whole alone. The cost grows with the number of views.
+        max_tiles: Most tiles of a picture.
+        tile_share: Share of the tiles in score and map, in [0, 1]; the rest is the whole picture's.
+        view_chunk: Views that pass through the tower at a time, which bounds the memory.
         save_maps: Write each anomaly map as a float32 TIFF of the image's own size to the folder anomaly_maps.
         report: Write report.html, a page to look at the pictures and to choose a threshold by eye.
         regions: Find the regions of the maps above the pixel threshold, and write them to regions.json and regions.csv.
@@ -95,6 +102,10 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         false_alarms: float = DEFAULT_FALSE_ALARMS,
         threshold: float | None = None,
         pixel_threshold: float | None = None,
+        tiles: Tiles = 1,
+        max_tiles: int = MAX_TILES,
+        tile_share: float = TILE_SHARE,
+        view_chunk: int = VIEW_CHUNK,
         save_maps: bool = False,
         report: bool = True,
         regions: bool = True,
@@ -144,6 +155,7 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
             regions=regions,
             min_region=min_region,
             reading=ReadingRules(depth_range, max_pixels, on_unreadable),
+            views=Views.of(tiles, max_tiles, tile_share, view_chunk),
         )
 
     @property

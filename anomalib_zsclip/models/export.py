@@ -32,6 +32,7 @@ class ExportMixin(LightningModule):
 
     def to_torch(self, *args: object, **kwargs: object) -> Path:
         """Export as a torch file; see anomalib. It stays as it is wherever it is taken."""
+        self.model.views.check_exportable()
         make_ready(cast("Detector", self))
         self.frozen = True
         try:
@@ -41,6 +42,7 @@ class ExportMixin(LightningModule):
 
     def to_onnx(self, *args: object, **kwargs: object) -> Path:  # type: ignore[override]
         """Export as ONNX; see anomalib. Text, references and thresholds are compiled in, and the tower is float32."""
+        self.model.views.check_exportable()
         make_ready(cast("Detector", self))
         # torch's exporter writes opset 18; the conversion to anomalib's default of 14 fails, with a stack of frames.
         kwargs.setdefault("opset_version", 18)
@@ -65,6 +67,7 @@ class ExportMixin(LightningModule):
 
         from .quantization import QUANTIZED, check_arguments, save_quantized
 
+        self.model.views.check_exportable()
         compression = None if compression_type is None else CompressionType(compression_type)
         if compression not in QUANTIZED:
             given = {"compression_type": compression, "datamodule": datamodule, "metric": metric, "max_drop": max_drop}

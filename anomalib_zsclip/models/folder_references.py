@@ -22,6 +22,7 @@ from anomalib_zsclip.heads.options import Recipe
 from anomalib_zsclip.images import NormalImages, find_unlabelled_images
 
 from .detector import Detector
+from .views import Seen
 from .zero_shot_model import ZeroShotModel
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,12 @@ def fill_unlabelled(module: Detector, trainer: Trainer | None, recipe: Recipe, *
             bank.clear_unlabelled()
         bindings.unlabelled = None
         return True
+    if model.views.tiling.is_auto:
+        msg = (
+            f"unlabelled={module.unlabelled} compares each tile with the same one of other pictures, and tiles='auto' gives "
+            "each picture its own: give a number, such as tiles=2 or tiles=(2, 3)."
+        )
+        raise ArgumentError(msg)
     images = _images_at_hand(module, trainer)
     if images is None:
         return _keep(module, recipe, must=trainer is None or trainer.state.fn != "validate")
@@ -144,11 +151,12 @@ class Folder:
     """What was read of the folder, copies left out.
 
     Attributes:
-        patches: For the memory bank, ``[rows, R, L, W]``.
-        embeddings: Image embeddings of unit length, ``[R, E]``.
+        patches: For the memory bank, ``[rows, R, V, L, W]``.
+        embeddings: Embeddings of the whole images, of unit length, ``[R, E]``.
         grid: Height and width of the patch grid.
-        size: Height and width of the images in the model.
-        text: What heads and good parts say of them, where there are any.
+        size: Height and width of a view.
+        shape: Height and width of what comes from the pre-processor: of whole images, or of sheets with tiles.
+        text: What heads and good parts say of the views ``[R * V]``, where there are any.
         copies: Images that were left out as copies of others.
         unreadable: Files that could not be read.
     """
@@ -157,6 +165,7 @@ class Folder:
     embeddings: Tensor
     grid: tuple[int, int]
     size: tuple[int, int]
+    shape: tuple[int, int]
     text: HeadOutput | None
     copies: int
     unreadable: list[str]
@@ -189,10 +198,30 @@ def fill(model: ZeroShotModel, images: NormalImages, indices: list[int], transfo
         raise ArgumentError(msg)
     bank.remember_unlabelled(folder.patches)
     shown = tqdm(range(count), desc="Comparing them", disable=quiet or count < MANY, leave=False)
-    patches = torch.cat([bank.mutual(folder.patches[:, [index]], folder.grid)[0] for index in shown])
+    numbers = range(folder.patches.shape[2])
+    patches = torch.cat([bank.mutual(folder.patches[:, index], folder.grid, numbers)[0] for index in shown])
     text = folder.text or (None, None)
-    mutual.fit(FolderScores(patches, folder.grid, folder.embeddings, *text), folder.size)
+    own = mutual.fit(FolderScores(patches, folder.grid, folder.embeddings, *text), folder.size)
+    mutual.remember_own(*_fuse_views(model, own, folder))
     logger.info("Compared with %d unlabelled images: %s%s.%s", count, images.origin, left_out, mutual.describe())
+
+
+def _fuse_views(model: ZeroShotModel, own: HeadOutput, folder: Folder) -> tuple[Tensor, Tensor]:
+    """Scores and maxima of the maps ``[R]`` of the folder's images, of what was seen in their views."""
+    count = folder.patches.shape[2]
+    picture = torch.zeros(1, device=own.score.device).expand(1, 3, *folder.shape)  # only its shape counts
+    scores, peaks = [], []
+    for start in range(0, len(own.score), count):
+
+        def see(views: Tensor, numbers: range, start: int = start) -> Seen:
+            del views
+            part = slice(start + numbers.start, start + numbers.stop)
+            return Seen(own.score[part], own.anomaly_map[part])
+
+        seen = model.views.look(picture, see)
+        scores.append(seen.score)
+        peaks.append(seen.anomaly_map.amax(dim=(-2, -1)))
+    return torch.cat(scores), torch.cat(peaks)
 
 
 def _left_out(folder: Folder) -> str:
@@ -229,19 +258,18 @@ def _read(model: ZeroShotModel, images: Iterator[Tensor | str], expected: int) -
     embeddings: list[Tensor] = []
     texts: list[HeadOutput] = []
     unreadable: list[str] = []
-    grid = size = (0, 0)
+    grid = size = shape = (0, 0)
     for image in images:
         if isinstance(image, str):
             unreadable.append(image)
             continue
-        features: ImageFeatures = model.backbone.forward_intermediates(
-            image, model.request | bank.request(model.backbone)
-        )
+        features: ImageFeatures = model.view_features(image, model.request | bank.request(model.backbone))
         own = bank.patches_of(features, model.backbone)
         if patches is None:
-            patches = own.new_empty(own.shape[0], expected, *own.shape[2:])
-        patches[:, len(embeddings)] = own[:, 0]
-        grid, size = features.grid, (image.shape[-2], image.shape[-1])
+            patches = own.new_empty(own.shape[0], expected, *own.shape[1:])
+        patches[:, len(embeddings)] = own
+        shape = (image.shape[-2], image.shape[-1])
+        grid, size = features.grid, shape if features.views == 1 else model.views.tile or shape
         embeddings.append(unit_embeddings(features.image_embedding)[0])
         text = model.predict_without_folder(features, size)
         if text is not None:
@@ -249,9 +277,11 @@ def _read(model: ZeroShotModel, images: Iterator[Tensor | str], expected: int) -
     if patches is None:
         return None
     patches = patches[:, : len(embeddings)]
-    kept = distinct_images(next(bank.unit_patches(patches, grid)))
-    text_kept = HeadOutput(*(torch.cat(part)[kept] for part in zip(*texts, strict=True))) if texts else None
+    kept = distinct_images(next(bank.unit_patches(patches[:, :, 0], grid)))
+    text_kept = None
+    if texts:
+        text_kept = HeadOutput(*(torch.cat([part[index] for index in kept]) for part in zip(*texts, strict=True)))
     if len(kept) < len(embeddings):
         patches = patches[:, kept]
     copies = len(embeddings) - len(kept)
-    return Folder(patches, torch.stack(embeddings)[kept], grid, size, text_kept, copies, unreadable)
+    return Folder(patches, torch.stack(embeddings)[kept], grid, size, shape, text_kept, copies, unreadable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +25,7 @@ from anomalib_zsclip.clip.archives import check_archive
 from anomalib_zsclip.clip.published import OPENAI_MEAN, OPENAI_STD
 from anomalib_zsclip.errors import ArgumentError, CheckpointError, ZsClipError
 from anomalib_zsclip.heads.base import Head
-from anomalib_zsclip.images import DEFAULT_RULES, ClipPreProcessor, ReadAhead, ReadingRules, UnreadableImages
+from anomalib_zsclip.images import DEFAULT_RULES, ClipPreProcessor, OneByOne, ReadAhead, ReadingRules, UnreadableImages
 from anomalib_zsclip.images.input_check import check_images
 from anomalib_zsclip.images.predict_door import open_door
 from anomalib_zsclip.outputs import (
@@ -46,13 +47,14 @@ from .checkpoints import check_file, read_record, write_record
 from .detector import Bindings
 from .export import ExportMixin
 from .readiness import make_ready, note_decisions, snapshot
+from .tiles import TilesMixin
 from .trainer_checks import check_trainer
 from .zero_shot_model import ZeroShotModel
 
 logger = logging.getLogger(__name__)
 
 
-class ZeroShotMixin(ExportMixin):
+class ZeroShotMixin(TilesMixin, ExportMixin):
     """Hooks of a zero-shot detector; stands before ``AnomalibModule`` in the bases of a model.
 
     A model calls :meth:`assemble` at the end of its constructor. Everything else that must be there before a picture is
@@ -156,9 +158,15 @@ class ZeroShotMixin(ExportMixin):
         self.reading = reading
         self.k_shot, self.normal_dir, self.normal_images = k_shot, normal_dir, normal_images
         if pre_processor is True:
-            self.pre_processor: PreProcessor | None = ClipPreProcessor.for_size(image_size, backbone.mean, backbone.std)
+            self.pre_processor: PreProcessor | None = ClipPreProcessor.for_size(
+                image_size, backbone.mean, backbone.std, self.model.views.tiling
+            )
+            self.model.views = replace(self.model.views, tile=image_size)
             if isinstance(self.evaluator, PapersEvaluator):
                 self.pre_processor.resize.published_masks = True  # type: ignore[union-attr]
+        elif self.model.views.tiling.is_on:
+            msg = f"tiles={self.model.views.tiling.tiles!r} needs the default pre-processor, which lays out the tiles."
+            raise ArgumentError(msg)
         if post_processor is True:
             self.post_processor: Any = MonotonePostProcessor(false_alarms, threshold, pixel_threshold)
             return
@@ -266,7 +274,7 @@ class ZeroShotMixin(ExportMixin):
         """Predict, so that threshold and range can be found."""
         del args, kwargs
         predictions = self.model(batch.image)
-        return batch.update(**predictions._asdict())
+        return batch.update(image=self.model.views.picture(batch.image), **predictions._asdict())  # type: ignore[arg-type]
 
     def test_step(self, batch: Batch, *args: object, **kwargs: object) -> Batch:  # type: ignore[override]
         """Predict, and say what it is that was found."""
@@ -274,7 +282,8 @@ class ZeroShotMixin(ExportMixin):
         predictions, explanation = self.model.explain(batch.image)  # type: ignore[arg-type]
         if isinstance(self.evaluator, PapersEvaluator):
             self.evaluator.keep_raw(predictions.pred_score, self.model.paper_map(predictions.anomaly_map))  # type: ignore[arg-type]
-        return batch.update(**predictions._asdict(), explanation=explanation)
+        image = self.model.views.picture(batch.image)  # type: ignore[arg-type]
+        return batch.update(image=image, **predictions._asdict(), explanation=explanation)
 
     def predict_step(self, batch: Batch, *args: object, **kwargs: object) -> Batch:
         """Predict, and say what it is that was found."""
@@ -294,7 +303,7 @@ class ZeroShotMixin(ExportMixin):
     def configure_callbacks(self) -> Sequence[Callback]:
         """Anomalib's callbacks, those that read ahead and name unreadable images, and those that write results."""
         check_trainer(self._trainer)
-        own = [FreshResults(), ReadAhead(), UnreadableImages(), PredictionsFile(), ImageProgress()]
+        own = [FreshResults(), OneByOne(), ReadAhead(), UnreadableImages(), PredictionsFile(), ImageProgress()]
         found = [*super().configure_callbacks(), *own, *([MapFiles()] if self.save_maps else [])]  # type: ignore[misc]
         return with_results(found, self.min_region, report=self.report)
 

@@ -14,6 +14,7 @@ from torch import nn
 from anomalib_zsclip.heads.memory_bank import PublishedBank
 from anomalib_zsclip.heads.mutual_scoring import MutualScoring
 from anomalib_zsclip.images.reading import MAX_PIXELS, ReadingRules
+from anomalib_zsclip.images.tiling import MAX_TILES, Tiles
 from anomalib_zsclip.outputs.regions import DEFAULT_MIN_REGION
 from anomalib_zsclip.outputs.thresholds import DEFAULT_EXPECTED_DEFECTS, DEFAULT_FALSE_ALARMS
 
@@ -21,6 +22,7 @@ from .anomaly_clip import PAPER_SIZE
 from .arguments import read_backbone_arguments, resolve_evaluator, resolve_size
 from .folder_references import ALL, check_expected_defects, check_unlabelled
 from .hooks import ZeroShotMixin
+from .views import TILE_SHARE, VIEW_CHUNK, Views
 
 BACKBONE = ("ViT-L-14-336", "openai")
 WINDOWS = (1, 2, 3)
@@ -50,8 +52,8 @@ class MuSc(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin nar
         unlabelled: Number of unlabelled images that others are compared with, at least 5, or "all". Unless unlabelled_dir
             names a folder they are a sample of the images that are judged, each leaving itself out; labels are never read.
         unlabelled_dir: Folder of unlabelled images to compare with, such as last week's.
-        windows: Numbers of similar images that image scores are evened out among, with unlabelled="all": 1, 2, 3 as
-            published for MVTec AD, 1, 8, 9 for VisA; empty for none.
+        windows: Numbers of similar images that image scores are evened out among, with unlabelled="all" and no tiles:
+            1, 2, 3 as published for MVTec AD, 1, 8, 9 for VisA; empty for none.
         layers: Blocks whose tokens are compared. Default: the ends of the four quarters of the tower, as published.
         degrees: Sides of the windows of patches that tokens are averaged over, odd.
         expected_defects: Share of defective parts among the unlabelled images, below 0.5, for thresholds where there are
@@ -63,6 +65,11 @@ class MuSc(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin nar
         threshold: Your own threshold for image scores, from 0 to 1 on the scale of the scores in predictions.csv. Only
             decisions change, scores stay. It wins over every other source.
         pixel_threshold: The same for anomaly maps.
+        tiles: Look at a picture in overlapping tiles besides: n for n x n of them, (rows, columns), or "auto" for as many as
+            show it near its own resolution. Default: as a whole alone. The cost grows with the number of views.
+        max_tiles: Most tiles of a picture.
+        tile_share: Share of the tiles in score and map, in [0, 1]; the rest is the whole picture's.
+        view_chunk: Views that pass through the tower at a time, which bounds the memory.
         save_maps: Write each anomaly map as a float32 TIFF of the image's own size to the folder anomaly_maps.
         report: Write report.html, a page to look at the pictures and to choose a threshold by eye.
         regions: Find the regions of the maps above the pixel threshold, and write them to regions.json and regions.csv.
@@ -101,6 +108,10 @@ class MuSc(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin nar
         false_alarms: float = DEFAULT_FALSE_ALARMS,
         threshold: float | None = None,
         pixel_threshold: float | None = None,
+        tiles: Tiles = 1,
+        max_tiles: int = MAX_TILES,
+        tile_share: float = TILE_SHARE,
+        view_chunk: int = VIEW_CHUNK,
         save_maps: bool = False,
         report: bool = True,
         regions: bool = True,
@@ -119,6 +130,7 @@ class MuSc(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin nar
             image_size = PAPER_SIZE
         self.unlabelled, self.unlabelled_dir = check_unlabelled(unlabelled, least=1), unlabelled_dir
         self.expected_defects = check_expected_defects(expected_defects)
+        views = Views.of(tiles, max_tiles, tile_share, view_chunk)
         self.assemble(
             clip,
             {},
@@ -137,5 +149,6 @@ class MuSc(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin nar
             min_region=min_region,
             reading=ReadingRules(depth_range, max_pixels, on_unreadable),
             memory_bank=PublishedBank(layers, degrees),
-            mutual=MutualScoring(windows=windows if unlabelled == ALL else ()),
+            mutual=MutualScoring(windows=windows if unlabelled == ALL and not views.tiling.is_on else ()),
+            views=views,
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def make_ready(module: Detector, trainer: Trainer | None = None, *, decide: bool
     if precision != "float32":
         module.model.backbone.set_precision(precision)
     with torch.inference_mode(mode=False), torch.no_grad():
+        _set_view_size(module)
         bring_published(module, trainer)
         normal = _normal_images(module, trainer)
         _compile_text(module, _class_name(module, trainer))
@@ -76,6 +78,7 @@ def snapshot(module: Detector) -> tuple[Any, ...]:
         (model.backbone.fingerprint, module.class_name, module.precision_name),
         tuple(head.options for head in model.heads.values()),
         (tuple(model.weights.items()), model.map_share, model.memory_share),
+        (model.views, str(_input(module))),
         model.namer.words if model.namer is not None else None,
         (module.k_shot, module.normal_images, module.false_alarms),
         (module.unlabelled, module.expected_defects, model.mutual.share if model.mutual is not None else None),
@@ -150,6 +153,13 @@ def _order(module: Detector, normal: NormalImages) -> list[int]:
     return normal.pick(module.k_shot + module.normal_images)
 
 
+def _set_view_size(module: Detector) -> None:
+    """Let the model cut what the pre-processor lays out: a checkpoint may have brought another size."""
+    resize = getattr(module.pre_processor, "resize", None)
+    if resize is not None:
+        module.model.views = replace(module.model.views, tile=(resize.size[0], resize.size[1]))
+
+
 # ---------------------------------------------------------------------- text
 def _compile_text(module: Detector, class_name: str) -> None:
     model, bindings = module.model, module.bindings
@@ -207,7 +217,7 @@ def _fill_references(module: Detector, normal: NormalImages | None) -> None:
         logger.info("The memory bank is filled anew: %s.", _listed(differences(made, recipe)))
     request = bank.request(backbone)
     bank.clear()
-    bank.fill((backbone.forward_intermediates(batch, request) for batch in _batches(module, normal, chosen)), backbone)
+    bank.fill((module.model.view_features(batch, request) for batch in _batches(module, normal, chosen)), backbone)
     bindings.references = recipe
 
 
@@ -250,6 +260,8 @@ def _input(module: Detector) -> Recipe:
 
 def _batches(module: Detector, normal: NormalImages, indices: list[int], batch_size: int = 8) -> Iterator[Tensor]:
     transform = module.pre_processor.transform if module.pre_processor else None
+    if module.model.views.tiling.is_on:  # each picture brings a batch of its own, of its own size
+        batch_size = 1
     return normal.batches(indices, transform, module.model.backbone.device, batch_size)
 
 
@@ -331,17 +343,15 @@ def _judge_normal(module: Detector, normal: NormalImages, order: list[int], *, q
     substitute = None
     if bank is not None and 0 < in_bank < len(order):
         (batch,) = _batches(module, normal, order[in_bank : in_bank + 1])
-        substitute = bank.patches_of(
-            model.backbone.forward_intermediates(batch, bank.request(model.backbone)), model.backbone
-        )
+        substitute = bank.patches_of(model.view_features(batch, bank.request(model.backbone)), model.backbone)
     found = []
     own = order[:in_bank] if in_bank > 1 or substitute is not None else []
     with shown:
         for number, batch in enumerate(_batches(module, normal, own, batch_size=1)):
-            found.append(model.predict(model.features(batch), _size(batch), number, substitute))
+            found.append(model.judge(batch, number, substitute))
             shown.update(len(batch))
         for batch in _batches(module, normal, order[in_bank:]):
-            found.append(model.predict(model.features(batch), _size(batch)))
+            found.append(model.judge(batch))
             shown.update(len(batch))
     if not found:  # one image, which is all that the memory bank has
         only = torch.full((1,), float("nan"))
@@ -349,7 +359,3 @@ def _judge_normal(module: Detector, normal: NormalImages, order: list[int], *, q
     scores = torch.cat([prediction.pred_score for prediction in found])  # type: ignore[misc]
     peaks = torch.cat([prediction.anomaly_map.amax(dim=(-2, -1)) for prediction in found])  # type: ignore[union-attr]
     return scores, peaks
-
-
-def _size(batch: Tensor) -> tuple[int, int]:
-    return batch.shape[-2], batch.shape[-1]

@@ -17,6 +17,8 @@ from anomalib_zsclip.heads.memory_bank import MemoryBank
 from anomalib_zsclip.heads.mutual_scoring import MutualScoring, unit_embeddings
 from anomalib_zsclip.heads.options import Recipe
 
+from .views import WHOLE, Seen, Views, join_features
+
 
 class ZeroShotModel(nn.Module):
     """A frozen CLIP with heads on top.
@@ -30,6 +32,7 @@ class ZeroShotModel(nn.Module):
         memory_share: Share of the good parts' comparison in score and map, in [0, 1].
         mutual: How the comparison with unlabelled images of the memory bank counts; without heads it is the prediction.
         namer: Names the defects.
+        views: How pictures are looked at: as a whole, or in tiles besides.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class ZeroShotModel(nn.Module):
         memory_share: float = 0.5,
         mutual: MutualScoring | None = None,
         namer: DefectNamer | None = None,
+        views: Views | None = None,
     ) -> None:
         super().__init__()
         if not heads and (mutual is None or memory_bank is None):
@@ -61,6 +65,7 @@ class ZeroShotModel(nn.Module):
         self.memory_share = memory_share
         self.mutual = mutual
         self.namer = namer
+        self.views = views or Views()
 
     def add_head(self, name: str, head: Head) -> None:
         """Add a head to those that are fused; their weights are shared out anew."""
@@ -75,7 +80,7 @@ class ZeroShotModel(nn.Module):
     def recipe(self) -> Recipe:
         """What scores and maps depend on, besides backbone, text and references: arguments in plain values."""
         fused = {name: round(weight, 6) for name, weight in self.weights.items()}
-        recipe: Recipe = {"weights": fused, "map_share": self.map_share}
+        recipe: Recipe = {"weights": fused, "map_share": self.map_share, **self.views.recipe()}
         for name, head in self.heads.items():
             recipe[name] = head.options.recipe()  # type: ignore[union-attr, operator]
         if self.memory_bank is not None and self.memory_bank.has_normal:
@@ -95,8 +100,14 @@ class ZeroShotModel(nn.Module):
         return request
 
     def features(self, images: Tensor) -> ImageFeatures:
-        """The one pass of the image tower over pre-processed images ``[B, 3, H, W]``."""
+        """The one pass of the image tower over views, or whole pictures, ``[B, 3, H, W]``."""
         return self.backbone.forward_intermediates(images, self.request)
+
+    def view_features(self, images: Tensor, request: FeatureRequest) -> ImageFeatures:
+        """Features of all views of pre-processed images; where these are sheets, there must be one alone."""
+        if self.views.grid(images) == (1, 1):
+            return self.backbone.forward_intermediates(images, request)
+        return join_features([self.backbone.forward_intermediates(part, request) for part in self.views.chunks(images)])
 
     def head_outputs(self, features: ImageFeatures, size: tuple[int, int]) -> dict[str, HeadOutput]:
         """Score and map of each head."""
@@ -108,14 +119,16 @@ class ZeroShotModel(nn.Module):
         size: tuple[int, int],
         leave_out: int | None = None,
         substitute: Tensor | None = None,
+        numbers: range = WHOLE,
     ) -> InferenceBatch:
-        """Fuse the heads, the good parts where the memory bank has some, and the unlabelled images where it has those.
+        """Fuse the heads, the good parts of the memory bank and its unlabelled images, where it has some, for each view.
 
         Args:
             features: Result of the pass.
             size: Height and width of the map.
             leave_out: Image of the memory bank that does not count.
             substitute: What takes its place; see :meth:`MemoryBank.forward`.
+            numbers: Which views of a picture these are.
 
         Returns:
             Scores ``[B]`` and maps ``[B, H, W]``, both in [0, 1].
@@ -128,7 +141,7 @@ class ZeroShotModel(nn.Module):
             score, anomaly_map = text
         else:
             patches = self.memory_bank.patches_of(features, self.backbone)
-            scores, left_out = self.memory_bank.mutual(patches, features.grid)
+            scores, left_out = self.memory_bank.mutual(patches, features.grid, numbers)
             embeddings = unit_embeddings(features.image_embedding)
             score, anomaly_map = self.mutual(scores, features.grid, size, embeddings, left_out, text)
         # Rounding may leave [0, 1] by an ulp.
@@ -158,19 +171,48 @@ class ZeroShotModel(nn.Module):
     def paper_map(self, anomaly_map: Tensor) -> Tensor:
         """A map on the paper's scale where a single head made it, but for a factor and a constant; else as it is."""
         alone = len(self.heads) == 1 and (self.memory_bank is None or not self.memory_bank.is_filled)
+        alone = alone and not self.views.tiling.is_on
         return next(iter(self.heads.values())).paper_map(anomaly_map) if alone else anomaly_map  # type: ignore[operator]
+
+    def judge(self, images: Tensor, leave_out: int | None = None, substitute: Tensor | None = None) -> InferenceBatch:
+        """Score pre-processed images: :meth:`predict` for each view, and the views of a picture fused.
+
+        Args:
+            images: Whole pictures ``[B, 3, h, w]``, or sheets with their tiles.
+            leave_out: See :meth:`predict`.
+            substitute: See :meth:`predict`.
+
+        Returns:
+            Scores ``[B]`` and maps ``[B, H, W]`` of the working size, both in [0, 1].
+        """
+        return self._look(images, leave_out, substitute)[0]
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Score pre-processed images ``[B, 3, H, W]``: scores ``[B]`` and maps ``[B, H, W]``, both in [0, 1]."""
-        return self.predict(self.features(images), (images.shape[-2], images.shape[-1]))
+        return self.judge(images)
 
     def explain(self, images: Tensor) -> tuple[InferenceBatch, list[str] | None]:
         """As ``forward``, and a text per image that names the defect, from the same pass."""
-        features = self.features(images)
-        prediction = self.predict(features, (images.shape[-2], images.shape[-1]))
-        if self.namer is None:
-            return prediction, None
-        return prediction, self.namer.explain(features, self.backbone, prediction.anomaly_map)  # type: ignore[arg-type]
+        prediction, words = self._look(images, explain=True)
+        return prediction, None if words is None or self.namer is None else self.namer.texts(words)
+
+    def _look(
+        self,
+        images: Tensor,
+        leave_out: int | None = None,
+        substitute: Tensor | None = None,
+        *,
+        explain: bool = False,
+    ) -> tuple[InferenceBatch, Tensor | None]:
+        def see(views: Tensor, numbers: range) -> Seen:
+            features = self.features(views)
+            found = self.predict(features, (views.shape[-2], views.shape[-1]), leave_out, substitute, numbers)
+            name = explain and self.namer is not None
+            words = self.namer(features, self.backbone, found.anomaly_map) if name else None  # type: ignore[misc]
+            return Seen(found.pred_score, found.anomaly_map, words)  # type: ignore[arg-type]
+
+        seen = self.views.look(images, see)
+        return InferenceBatch(pred_score=seen.score, anomaly_map=seen.anomaly_map), seen.words
 
 
 def _normalized(weights: Mapping[str, float] | None, names: list[str]) -> dict[str, float]:

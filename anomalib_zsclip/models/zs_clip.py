@@ -30,6 +30,7 @@ from anomalib_zsclip.heads.random_word import RandomWordHead, RandomWordOptions
 from anomalib_zsclip.heads.sdp import SdpHead, SdpOptions
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.images.reading import MAX_PIXELS, ReadingRules
+from anomalib_zsclip.images.tiling import MAX_TILES, Tiles
 from anomalib_zsclip.outputs.regions import DEFAULT_MIN_REGION
 from anomalib_zsclip.outputs.thresholds import DEFAULT_EXPECTED_DEFECTS, DEFAULT_FALSE_ALARMS
 
@@ -37,6 +38,7 @@ from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_evaluator
 from .folder_references import check_expected_defects, check_unlabelled
 from .hooks import ZeroShotMixin
 from .pretrained_heads import take_published
+from .views import TILE_SHARE, VIEW_CHUNK, Views
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,11 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         anomaly_clip: Arguments of the head anomaly_clip.
         crane: Arguments of the head crane.
         normal_quantile: Deprecated: 1 - false_alarms.
+        tiles: Look at a picture in overlapping tiles besides: n for n x n of them, (rows, columns), or "auto" for as many as
+            show it near its own resolution. Default: as a whole alone. The cost grows with the number of views.
+        max_tiles: Most tiles of a picture.
+        tile_share: Share of the tiles in score and map, in [0, 1]; the rest is the whole picture's.
+        view_chunk: Views that pass through the tower at a time, which bounds the memory.
         save_maps: Write each anomaly map as a float32 TIFF of the image's own size to the folder anomaly_maps.
         report: Write report.html, a page to look at the pictures and to choose a threshold by eye.
         regions: Find the regions of the maps above the pixel threshold, and write them to regions.json and regions.csv.
@@ -146,6 +153,10 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         anomaly_clip: AnomalyClipOptions = ANOMALY_CLIP,
         crane: CraneOptions = CRANE,
         normal_quantile: float | None = None,
+        tiles: Tiles = 1,
+        max_tiles: int = MAX_TILES,
+        tile_share: float = TILE_SHARE,
+        view_chunk: int = VIEW_CHUNK,
         save_maps: bool = False,
         report: bool = True,
         regions: bool = True,
@@ -215,6 +226,7 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
             regions=regions,
             min_region=min_region,
             reading=ReadingRules(depth_range, max_pixels, on_unreadable),
+            views=Views.of(tiles, max_tiles, tile_share, view_chunk),
             map_share=map_share,
             memory_bank=MemoryBank(),
             memory_share=memory_share,

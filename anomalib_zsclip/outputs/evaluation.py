@@ -6,8 +6,11 @@ import logging
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from anomalib.metrics import AUPRO, AUROC, AnomalibMetric, Evaluator, F1Max
+import torch.nn.functional as F
+from anomalib import metrics as anomalib_metrics
+from anomalib.metrics import AUROC, AnomalibMetric, Evaluator, F1Max
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from torchmetrics.classification import BinaryAveragePrecision
 
 logger = logging.getLogger(__name__)
@@ -110,6 +113,22 @@ def _of_all_processes(trainer: Trainer, kinds: set[bool]) -> set[bool]:
     if trainer.world_size == 1:
         return kinds
     return {kind for kind in (False, True) if trainer.strategy.reduce_boolean_decision(kind in kinds, all=False)}
+
+
+class AUPRO(anomalib_metrics.AUPRO):
+    """anomalib's, also for maps of several sizes, as pictures with a grid of tiles each have them.
+
+    All are brought to the size of the first; anomalib's own has to stack them.
+    """
+
+    def compute(self) -> Tensor:
+        """The area under the overlap."""
+        size = tuple(self.preds[0].shape[-2:]) if self.preds else ()
+        if any(tuple(maps.shape[-2:]) != size for maps in self.preds):
+            self.preds = [F.interpolate(maps.unsqueeze(1), size, mode="bilinear").squeeze(1) for maps in self.preds]
+            masks = [F.interpolate(mask.float().unsqueeze(1), size).squeeze(1) for mask in self.target]
+            self.target = [mask.to(self.target[0].dtype) for mask in masks]
+        return super().compute()
 
 
 def default_evaluator() -> Evaluator:

@@ -17,6 +17,8 @@ from typing import Any
 import cv2
 import matplotlib as mpl
 import numpy as np
+import torch
+import torch.nn.functional as F
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
@@ -34,6 +36,8 @@ COLD, HOT = 0.4, 0.8
 STRENGTH = 0.7
 BATCHES_WAITING = 2
 """Batches whose pictures may wait to be drawn, which bounds the memory."""
+FAR_LARGER = 3
+"""Pixels of a map along one of the panel's from which on a spot can fall between them."""
 CAPTION_HEIGHT = 24
 CONTOUR_COLOR = (255, 0, 0)
 
@@ -91,6 +95,7 @@ class FixedScaleVisualizer(ImageVisualizer):
         return strip
 
     def _heat(self, photo: Image.Image, values: np.ndarray) -> Image.Image:
+        values = _block_maxima(values, self.field_size)
         levels = (np.nan_to_num(values).clip(0, 1) * 255).astype(np.uint8)
         levels = cv2.resize(levels, self.field_size, interpolation=cv2.INTER_LINEAR)
         colors, strength = _colors()
@@ -99,7 +104,7 @@ class FixedScaleVisualizer(ImageVisualizer):
         )
 
     def _mask(self, mask: Any) -> Image.Image:  # noqa: ANN401
-        binary = (_array(mask) > 0.5).astype(np.uint8) * 255
+        binary = (_block_maxima(_array(mask), self.field_size) > 0.5).astype(np.uint8) * 255
         return Image.fromarray(binary).resize(self.field_size, Image.Resampling.NEAREST)
 
     def _contour(self, photo: Image.Image, mask: Image.Image) -> Image.Image:
@@ -207,6 +212,14 @@ def _array(value: Any) -> np.ndarray:  # noqa: ANN401
     while array.ndim > 2 and array.shape[0] == 1:
         array = array[0]
     return array
+
+
+def _block_maxima(values: np.ndarray, field_size: tuple[int, int]) -> np.ndarray:
+    """A map or mask ``[h, w]`` far larger than its panel, by the maxima of blocks: else small spots would be lost."""
+    block = min(values.shape[0] // field_size[1], values.shape[1] // field_size[0])
+    if block < FAR_LARGER:
+        return values
+    return F.max_pool2d(torch.from_numpy(np.ascontiguousarray(values))[None], block, ceil_mode=True)[0].numpy()
 
 
 def _caption(item: Any) -> str:  # noqa: ANN401

@@ -134,6 +134,21 @@ def test_too_few_pictures(kind: type, folder: Path, tmp_path: Path, caplog: pyte
     assert found == pytest.approx(scores(engine(tmp_path).predict(alone, data_path=own)), abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", [MuSc, ZsClip])
+def test_tiles_are_compared_too(kind: type, folder: Path, tmp_path: Path) -> None:
+    model = make(kind, unlabelled=8, tiles=2)
+    found = scores(engine(tmp_path).predict(model, data_path=folder))
+    assert model.model.memory_bank.unlabelled.shape[1:3] == (8, 5)
+    good = [score for name, score in found.items() if name not in BAD]
+    assert all(found[name] > max(good) for name in BAD)
+    # What the folder's own scores were fused of is what a picture gets when it is judged.
+    image = PredictDataset(folder / "03.png", image_size=(2 * SIZE, 2 * SIZE))[0].image[None]
+    raw = model.model(model.pre_processor(image))
+    assert float((model.model.mutual.own_scores - raw.pred_score).abs().min()) < 0.05
+    with pytest.raises(ArgumentError, match="auto"):
+        engine(tmp_path).predict(make(kind, unlabelled=8, tiles="auto"), data_path=folder)
+
+
 def test_no_images_at_all() -> None:
     with pytest.raises(ArgumentError, match="unlabelled_dir"):
         make(MuSc)(torch.zeros(1, 3, SIZE, SIZE))

@@ -132,3 +132,14 @@ def test_it_imports_without_torch_and_anomalib() -> None:
     code += "; print('torch' in sys.modules, 'anomalib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("family", ["concrete", "washer"])
+def test_small_defects_lie_in_a_small_window(family: str) -> None:
+    for seed in range(4):
+        pair = gen.generate_pair(family, "stain", 256, rng(seed), wild=0.0, scale=1 / 8)
+        rows, columns = np.nonzero(pair.mask)
+        assert len(rows)
+        assert max(np.ptp(rows), np.ptp(columns)) < 32
+        changed = np.abs(pair.good.astype(int) - pair.bad.astype(int)).max(2)
+        assert changed[pair.mask > 0].mean() > 5 * changed[pair.mask == 0].mean()

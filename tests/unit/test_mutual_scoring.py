@@ -54,15 +54,38 @@ def test_an_image_of_the_folder_and_its_copy_do_not_excuse_it(bank: MemoryBank, 
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     features = tiny.forward_intermediates(images, bank.request(tiny))
     patches = bank.patches_of(features, tiny)
-    bank.remember_unlabelled(patches[:, :7])
+    bank.remember_unlabelled(patches[:, :7, None])
     listed, left_out = bank.mutual(patches[:, [2]], features.grid)
     assert left_out[0].tolist() == [index == 2 for index in range(7)]
-    bank.remember_unlabelled(patches[:, [0, 1, 3, 4, 5, 6]])
+    bank.remember_unlabelled(patches[:, [0, 1, 3, 4, 5, 6], None])
     alone, left_out = bank.mutual(patches[:, [2]], features.grid)
     assert not left_out.any()
     torch.testing.assert_close(listed, alone)
     expected = [mutual_scores(row, references=range(7))[2] for row in bank.unit_patches(patches, features.grid)]
     torch.testing.assert_close(listed[0], torch.stack(expected).mean(0), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_each_view_is_compared_with_the_same_one_of_others() -> None:
+    known, own = unit(4, 7, 3, 6, 8), unit(4, 2 * 2, 6, 8, seed=1)  # seven images of three views; views 1 and 2 of two
+    bank = MemoryBank()
+    bank.remember_unlabelled(known)
+    scores, left_out = bank.mutual(own, (2, 3), range(1, 3))
+    assert scores.shape == (4, 6)
+    assert left_out.shape == (4, 7)
+    alone = MemoryBank()
+    for position, number in enumerate((1, 2, 1, 2)):
+        alone.remember_unlabelled(known[:, :, [number]])
+        torch.testing.assert_close(scores[[position]], alone.mutual(own[:, [position]], (2, 3))[0])
+    with pytest.raises(CheckpointError, match="other tiles"):
+        bank.mutual(own, (2, 3), range(2, 4))
+
+
+def test_empty_tiles_have_many_copies_and_no_defect() -> None:
+    found = interval_means(torch.zeros(1, 4, 6), left_out=torch.ones(1, 6, dtype=torch.bool))
+    torch.testing.assert_close(found, torch.zeros(1, 4))
+    two = interval_means(torch.tensor([[[0.0, 0, 0, 0, 0.4, 0.5]]]), left_out=torch.tensor([[True] * 4 + [False] * 2]))
+    torch.testing.assert_close(two, torch.tensor([[0.4]]))
 
 
 def test_copies_in_a_folder_count_once() -> None:
@@ -80,7 +103,7 @@ def test_one_strange_patch_makes_another_image() -> None:
 
 def test_references_of_another_size_are_an_error() -> None:
     bank = MemoryBank()
-    bank.remember_unlabelled(torch.zeros(4, 6, 9, 8))
+    bank.remember_unlabelled(torch.zeros(4, 6, 1, 9, 8))
     with pytest.raises(CheckpointError, match="another image size"):
         bank.mutual(torch.zeros(4, 1, 16, 8), (4, 4))
 
@@ -102,9 +125,9 @@ def folder_of(patches: Tensor, embeddings: Tensor, text: HeadOutput | None = Non
 def test_images_of_the_folder_are_evened_out_as_published_one_by_one() -> None:
     patches, embeddings = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)), unit(6, 5)
     scoring = MutualScoring(windows=(1, 2, 3))
-    scoring.fit(folder_of(patches, embeddings), (4, 4))
+    own = scoring.fit(folder_of(patches, embeddings), (4, 4))
     expected = rescore(patches.amax(dim=1), embeddings, (1, 2, 3)).clamp(0, 1)
-    torch.testing.assert_close(scoring.own_scores, expected)
+    torch.testing.assert_close(own.score, expected)
     for index in range(6):
         itself = torch.arange(6)[None] == index
         one = scoring(patches[[index]], (2, 2), (4, 4), embeddings[[index]], itself)
@@ -121,8 +144,8 @@ def test_another_image_joins_the_folder_to_be_evened_out() -> None:
 
 def test_equal_scores_are_no_nan() -> None:
     scoring = MutualScoring(windows=(1, 2))
-    scoring.fit(folder_of(torch.full((5, 4), 0.3), unit(5, 5)), (4, 4))
-    assert scoring.own_scores.isfinite().all()
+    own = scoring.fit(folder_of(torch.full((5, 4), 0.3), unit(5, 5)), (4, 4))
+    assert own.score.isfinite().all()
 
 
 # ---------------------------------------------------------------------- beside text
@@ -131,10 +154,11 @@ def fused(share: float) -> tuple[MutualScoring, HeadOutput, Tensor]:
     patches = torch.rand(9, 4, generator=generator)
     text = HeadOutput(0.4 + 0.01 * torch.rand(9, generator=generator), 0.3 * torch.rand(9, 2, 2, generator=generator))
     scoring = MutualScoring(share)
-    scoring.fit(folder_of(patches, unit(9, 5), text), (2, 2))
+    own = scoring.fit(folder_of(patches, unit(9, 5), text), (2, 2))
     found = scoring(patches, (2, 2), (2, 2), unit(9, 5), torch.zeros(9, 9, dtype=torch.bool), text)
-    torch.testing.assert_close(found.score, scoring.own_scores)
-    torch.testing.assert_close(found.anomaly_map.amax(dim=(1, 2)), scoring.own_peaks)
+    torch.testing.assert_close(found.score, own.score)
+    torch.testing.assert_close(found.anomaly_map, own.anomaly_map)
+    scoring.remember_own(own.score, own.anomaly_map.amax(dim=(1, 2)))
     return scoring, text, patches
 
 

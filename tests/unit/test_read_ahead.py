@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from anomalib_zsclip.errors import ImageReadError
-from anomalib_zsclip.images import FolderDataset, ReadingRules, read_ahead
+from anomalib_zsclip.images import FolderDataset, ReadingRules, Tiling, read_ahead
 from anomalib_zsclip.images.pre_processing import ClipPreProcessor
 from anomalib_zsclip.images.read_ahead import ReadAhead
 
@@ -132,3 +132,16 @@ def test_large_images_fit_into_little_shared_memory(
     ahead = set_up(loader, monkeypatch, size=(side, side))[1]
     assert (ahead.batch_size, ahead.num_workers) == (batch_size, workers)
     assert ahead.num_workers * 2 * ahead.batch_size * 12 * side * side < 64_000_000
+
+
+@pytest.mark.parametrize(("tiling", "batches"), [(Tiling(2), 1), (Tiling("auto"), 3)])
+def test_tiles_are_laid_out_while_reading(
+    loader: DataLoader, monkeypatch: pytest.MonkeyPatch, tiling: Tiling, batches: int
+) -> None:
+    own = ClipPreProcessor.for_size((16, 16), (0.5,) * 3, (0.25,) * 3, tiling)
+    wanted = [own(single.image) for single in loader]
+    pre_processor, ahead = set_up(loader, monkeypatch, pre_processor=own)
+    found = [pre_processor(batch.image) for batch in ahead]
+    assert len(found) == batches
+    for one, other in zip(torch.cat(found) if batches == 1 else found, wanted, strict=True):
+        assert torch.equal(one.reshape(other.shape), other)

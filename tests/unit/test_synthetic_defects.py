@@ -95,8 +95,10 @@ def test_an_unknown_category_is_refused_with_near_ones() -> None:
         SyntheticDefects(category="bearng")
 
 
-@pytest.mark.parametrize("wrong", [{"image_size": 8}, {"num_train": 0}, {"num_test_good": 0}, {"seed": -1}])
-def test_impossible_arguments_are_refused_by_name(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"image_size": 8}, {"num_train": 0}, {"num_test_good": 0}, {"seed": -1}, {"defect_scale": 0.0}]
+)
+def test_impossible_arguments_are_refused_by_name(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SyntheticDefects(**wrong)  # type: ignore[arg-type]
 

@@ -120,3 +120,13 @@ def test_the_border_of_the_predicted_mask_is_marked_and_nothing_else(photo: Path
     assert (ys.min(), ys.max(), xs.min(), xs.max()) == (32, 95, 32, 95)
     assert (panel[34:94, 34:94] == 120).all()
     assert (panel[97:] == 120).all()
+
+
+def test_a_small_spot_of_a_large_map_is_seen_in_the_panel() -> None:
+    values = np.zeros((2000, 3000), np.float32)
+    values[1501:1504, 702:705] = 1
+    visualizer = FixedScaleVisualizer(field_size=(300, 200))
+    heat = np.asarray(visualizer._heat(Image.new("RGB", (300, 200)), values))
+    assert heat[150, 70].max() > 60
+    assert np.asarray(visualizer._mask(values)).max() == 255
+    assert not heat[:100].any()

@@ -308,6 +308,7 @@ def generate_pair(
     style: int | None = None,
     wild: float = 1.0,
     strength: tuple[float, float] = (0.08, 1.0),
+    scale: float = 1.0,
 ) -> Pair:
     """The same picture without and with a defect.
 
@@ -320,6 +321,7 @@ def generate_pair(
         wild: how far light and camera stray, 0 (a clean studio) to 1.
         strength: range of the defect's strength; 0 is hardly visible, 1 gross. A defect that cannot be seen at all is
             tried again elsewhere and stronger.
+        scale: size of the defect against its usual one, in (0, 1]: it is made in a window of that share of the side.
 
     Returns:
         The pair and its mask.
@@ -329,10 +331,13 @@ def generate_pair(
     good = shot.take(scene.image)
     best: tuple[float, Array, Array] | None = None
     level = float(rng.uniform(*strength))
+    window = (slice(None), slice(None)) if scale >= 1 else _window(scene, rng, scale)
+    part = scene if scale >= 1 else scene.cut(window)
     for _ in range(5):
-        image, alpha = kind.apply(scene, rng, level)
+        image = scene.image.copy()
+        image[window], alpha = kind.apply(part, rng, level)
         bad = shot.take(image)
-        mask, contrast = _mask(good, bad, alpha)
+        mask, contrast = _mask(good[window], bad[window], alpha)
         area = float((mask > 0).mean())
         quality = contrast if area > 0.0008 else 0.01 * contrast
         if best is None or quality > best[0]:
@@ -341,15 +346,31 @@ def generate_pair(
             break
         level = min(1.0, level + 0.2)
     assert best is not None
-    return Pair(good, best[1], best[2], family, defect)
+    whole = np.zeros(good.shape[:2], np.uint8)
+    whole[window] = best[2]
+    return Pair(good, best[1], whole, family, defect)
+
+
+def _window(scene: defects.Scene, rng: Rng, scale: float) -> tuple[slice, slice]:
+    """A square of ``scale`` of the side around a point on the object, inside the image."""
+    side = max(16, round(scale * scene.size))
+    x, y = defects.locate(scene, rng, scale / 2)
+    left, top = (int(np.clip(at * scene.size - side / 2, 0, scene.size - side)) for at in (x, y))
+    return slice(top, top + side), slice(left, left + side)
 
 
 def generate(
-    family: str, defect: str | None, size: int, rng: Rng, style: int | None = None, wild: float = 1.0
+    family: str,
+    defect: str | None,
+    size: int,
+    rng: Rng,
+    style: int | None = None,
+    wild: float = 1.0,
+    scale: float = 1.0,
 ) -> Sample:
     """One image, good where ``defect`` is ``None``. Arguments as in :func:`generate_pair`."""
     if defect is None:
         scene, shot = _shoot(family, size, rng, style, wild)
         return Sample(shot.take(scene.image), np.zeros((size, size), np.uint8), family, None)
-    pair = generate_pair(family, defect, size, rng, style, wild)
+    pair = generate_pair(family, defect, size, rng, style, wild, scale=scale)
     return Sample(pair.bad, pair.mask, family, defect)

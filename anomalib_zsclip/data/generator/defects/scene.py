@@ -39,6 +39,11 @@ class Scene:
         """Side of the image in pixels."""
         return self.image.shape[0]
 
+    def cut(self, window: tuple[slice, slice]) -> Scene:
+        """The part of the scene inside a square window, as a scene of its own."""
+        parts = (self.image[window], self.backdrop[window], self.silhouette[window])
+        return Scene(*parts, donor=lambda: self.donor()[window])
+
 
 def locate(scene: Scene, rng: Rng, inside: float = 0.0) -> tuple[float, float]:
     """A point on the object, at least about ``inside`` image sides away from its border if there is one."""

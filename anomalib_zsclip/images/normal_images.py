@@ -18,7 +18,7 @@ from anomalib_zsclip.errors import ArgumentError, ImageReadError
 
 from .folder_data import FolderDataset
 from .folders import list_images
-from .reading import DEFAULT_RULES, UNREADABLE, ReadingRules, reason_of
+from .reading import DEFAULT_RULES, UNREADABLE, ReadingRules, read_header, reason_of
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,22 @@ class NormalImages:
         Raises:
             ImageReadError: If one of them cannot be read.
         """
+        if not isinstance(self.dataset, FolderDataset):
+            self._refuse_deep(indices)
         for start in range(0, len(indices), batch_size):
             images = [self._read(index) for index in indices[start : start + batch_size]]
             yield torch.stack([transform(image) if transform else image for image in images]).to(device)
+
+    def _refuse_deep(self, indices: Sequence[int]) -> None:
+        for index in indices:
+            header = read_header(self.files[index])
+            if header is not None and header.is_deep:
+                msg = (
+                    f"{self.files[index]}, one of {self.origin}, has one channel of more than 8 bits, which anomalib would "
+                    "read as white. Convert the images to 8 bits, or give normal_dir=<their folder>, which is read by rules "
+                    "of this package (depth_range)."
+                )
+                raise ImageReadError(msg)
 
     def _read(self, index: int) -> Tensor:
         try:

@@ -43,7 +43,9 @@ def make_data(root: Path, **depths: int) -> Folder:
     for number, name in enumerate(("good", "bad", "masks", "fine")):
         write_parts(root / name, 4, number, depths.get(name, 8))
     arguments = {"num_workers": 0, "train_batch_size": 2, "eval_batch_size": 2, "val_split_mode": "same_as_test"}
-    return Folder("parts", root=root, normal_dir="good", abnormal_dir="bad", normal_test_dir="fine", mask_dir="masks", **arguments)
+    return Folder(
+        "parts", root=root, normal_dir="good", abnormal_dir="bad", normal_test_dir="fine", mask_dir="masks", **arguments
+    )
 
 
 def run(door: str, model: ZsClip, data: Folder, folder: Path) -> Any:

@@ -47,7 +47,7 @@ class Data(SimpleNamespace):
         super().__init__(val_data=items, prepare_data=lambda: None, setup=lambda: None)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model() -> Any:
     class Tokens(nn.Module):
         def __init__(self) -> None:

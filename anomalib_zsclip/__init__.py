@@ -2,7 +2,7 @@
 
 from .clip import ClipBackbone
 from .data import SyntheticDefects, ZeroShotTransfer
-from .models import AnomalyClip, ClipAd, RandomWordClip, ZsClip
+from .models import AnomalyClip, ClipAd, MuSc, RandomWordClip, ZsClip
 from .plugin import register
 
 __version__ = "0.1.0"
@@ -11,6 +11,7 @@ __all__ = [
     "AnomalyClip",
     "ClipAd",
     "ClipBackbone",
+    "MuSc",
     "RandomWordClip",
     "SyntheticDefects",
     "ZeroShotTransfer",

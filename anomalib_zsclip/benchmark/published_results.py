@@ -38,6 +38,7 @@ def is_whole(dataset: str, categories: Iterable[str]) -> bool:
 
 
 MODELS = {
+    "MuSc": r"MuSc \((?=.*unlabelled=all)(?=.*backbone=ViT-L-14-336).*\)",
     "CLIP-AD SDP": r"ClipAd \((?!.*variant=sdp\+).*backbone=ViT-B-16-plus-240.*\)",
     "CLIP-AD SDP+": r"ClipAd \((?=.*variant=sdp\+)(?=.*checkpoint=published).*backbone=ViT-B-16-plus-240.*\)",
     "Crane": r"AnomalyClip \((?=.*variant=crane)(?=.*checkpoint=published).*backbone=ViT-L-14-336.*\)",
@@ -53,11 +54,13 @@ def _published(method: str, dataset: str, source: str, **metrics: float) -> Publ
 WINCLIP = "Jeong et al., CVPR 2023, arXiv 2303.14814"
 ANOMALY_CLIP = "Zhou et al., ICLR 2024, arXiv 2310.18961"
 CRANE = "Salehi et al., arXiv 2504.11055 (the table of the authors' repository, without DINOv2)"
+MUSC = "Li et al., ICLR 2024, arXiv 2401.16753 (transductive: all test images of a category, without labels)"
 CLIP_AD = "Chen et al., arXiv 2311.00453 (WinCLIP's numbers and the differences in the abstract)"
 PUBLISHED = [
     _published("WinCLIP", "MVTecAD", WINCLIP, image_AUROC=91.8, pixel_AUROC=85.1, pixel_F1Max=31.7, pixel_AUPRO=64.6),
     _published("CLIP-AD SDP", "MVTecAD", CLIP_AD, pixel_F1Max=35.9, pixel_OfficialPro=75.3),
     _published("CLIP-AD SDP+", "MVTecAD", CLIP_AD, pixel_F1Max=40.0, pixel_OfficialPro=85.1),
+    _published("MuSc", "MVTecAD", MUSC, image_AUROC=97.8, pixel_AUROC=97.3),
     _published("AnomalyCLIP", "MVTecAD", ANOMALY_CLIP, image_AUROC=91.5, pixel_AUROC=91.1, pixel_OfficialPro=81.4),
     _published(
         "Crane",

@@ -30,7 +30,7 @@ from .text_tower import forward_text_tower
 
 logger = logging.getLogger(__name__)
 
-POSITION_MODES = ("bicubic", "bilinear")
+POSITION_MODES = ("bicubic", "bicubic_plain", "bilinear")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,7 +47,8 @@ class ClipBackbone(nn.Module):
         mean: Channel means that its images are normalised with.
         std: Channel standard deviations that its images are normalised with.
         position_mode: How the positional embedding is brought to other image sizes: ``"bicubic"`` (with antialias, as
-            open_clip) or ``"bilinear"`` (as AnomalyCLIP's published code). The weights are never overwritten.
+            open_clip), ``"bicubic_plain"`` (without, as MuSc's published code) or ``"bilinear"`` (as AnomalyCLIP's). The
+            weights are never overwritten.
     """
 
     def __init__(

@@ -242,8 +242,9 @@ def resize_positional_embedding(embedding: Tensor, grid: tuple[int, int], mode: 
     Args:
         embedding: ``[1 + S * S, W]`` of a square native grid, class token first.
         grid: Height and width of the wanted grid.
-        mode: ``"bicubic"`` with antialias, as open_clip resizes on loading (and CLIP-AD with it), or ``"bilinear"``
-            without antialias, as AnomalyCLIP does. Both with ``align_corners=False``.
+        mode: ``"bicubic"`` with antialias, as open_clip resizes on loading (and CLIP-AD with it), ``"bicubic_plain"``
+            without antialias, as MuSc does, or ``"bilinear"`` without it, as AnomalyCLIP does. All with
+            ``align_corners=False``.
 
     Returns:
         ``[1 + grid[0] * grid[1], W]``; ``embedding`` itself where the grid is the native one.
@@ -252,5 +253,6 @@ def resize_positional_embedding(embedding: Tensor, grid: tuple[int, int], mode: 
     if grid == (side, side):
         return embedding
     square = embedding[1:].float().T.reshape(1, -1, side, side)
-    resized = F.interpolate(square, size=grid, mode=mode, align_corners=False, antialias=mode == "bicubic")
+    kernel = mode.removesuffix("_plain")
+    resized = F.interpolate(square, size=grid, mode=kernel, align_corners=False, antialias=mode == "bicubic")
     return torch.cat([embedding[:1].float(), resized.flatten(2).squeeze(0).T]).to(embedding.dtype)

@@ -1,8 +1,8 @@
-"""A memory bank of normal patches, for when a few normal images are at hand (WinCLIP+, APRIL-GAN)."""
+"""A memory bank of patches: of a few good parts (WinCLIP+, APRIL-GAN), and of the unlabelled folder itself (MuSc)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,12 @@ from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 
 from .maps import tokens_to_grid, upsample_and_smooth
+from .mutual import SHARE, interval_means, nearest_distances, normalize_image, window_means
 from .options import Recipe
+
+SAME_PATCHES = 0.03
+"""Distance of unit patches, each to the one at its own place, up to which two images are one. Another batch size or number
+of threads moves patches by 1e-3 in float32 and 1e-2 in bf16; photographs of one part differ by 0.1 and more somewhere."""
 
 
 def neighbour_mask(grid: tuple[int, int], radius: int) -> Tensor:
@@ -25,13 +30,17 @@ def neighbour_mask(grid: tuple[int, int], radius: int) -> Tensor:
 
 
 class MemoryBank(DynamicBufferMixin):
-    """Compares patches with those of a few normal images (WinCLIP, arXiv 2303.14814).
+    """Compares patches with those of other images: of a few good parts, of the unlabelled folder, or of both.
 
-    Compared are the patch tokens themselves, in which small defects stand out, and their means over 3 x 3 patches
-    (PatchCore, arXiv 2106.08265, section 3.1), in which large ones do. The distance of a patch is one minus its cosine to
-    the nearest patch of the memory, averaged over these scales and over some blocks of the tower. It becomes a probability
-    by ``d^2 / (d^2 + r^2)``, where ``r`` is the distance that almost no patch of the normal images themselves exceeds, each
-    compared with the *other* images of the memory.
+    **Good parts** (WinCLIP, arXiv 2303.14814). Compared are the patch tokens themselves, in which small defects stand out,
+    and their means over 3 x 3 patches (PatchCore, arXiv 2106.08265, section 3.1), in which large ones do. The distance of a
+    patch is one minus its cosine to the nearest patch of the memory, averaged over these scales and over some blocks of the
+    tower. It becomes a probability by ``d^2 / (d^2 + r^2)``, where ``r`` is the distance that almost no patch of the good
+    parts themselves exceeds, each compared with the *other* good parts.
+
+    **Unlabelled images** (MuSc, arXiv 2401.16753). The same patches are compared with the nearest one of each unlabelled
+    image; the score of a patch is the mean of the lowest 30 % of these Euclidean distances, averaged over scales and
+    blocks. An image that is among them itself, or a copy of it, does not count.
 
     Args:
         layers: Blocks whose tokens are compared. Default: the middle of the tower and its third quarter.
@@ -42,6 +51,7 @@ class MemoryBank(DynamicBufferMixin):
 
     patches: Tensor
     reference: Tensor
+    unlabelled: Tensor
 
     def __init__(
         self,
@@ -63,11 +73,22 @@ class MemoryBank(DynamicBufferMixin):
         self.scales = tuple(scales)
         self.register_buffer("patches", torch.empty(0))  # [layers * scales, images, L, W], unit vectors
         self.register_buffer("reference", torch.tensor(1.0))
+        self.register_buffer("unlabelled", torch.empty(0))  # as patches, of the unlabelled images
+
+    @property
+    def has_normal(self) -> bool:
+        """Whether there are good parts in the memory bank."""
+        return self.patches.numel() > 0
+
+    @property
+    def has_unlabelled(self) -> bool:
+        """Whether there are unlabelled images in the memory bank."""
+        return self.unlabelled.numel() > 0
 
     @property
     def is_filled(self) -> bool:
-        """Whether there are normal images in the memory bank."""
-        return self.patches.numel() > 0
+        """Whether there are any images in the memory bank."""
+        return self.has_normal or self.has_unlabelled
 
     def recipe(self, backbone: ClipBackbone) -> Recipe:
         """What the contents depend on, besides the images."""
@@ -77,6 +98,11 @@ class MemoryBank(DynamicBufferMixin):
         """Forget all images."""
         self.patches = torch.empty(0, device=self.patches.device)
         self.reference = torch.tensor(1.0, device=self.reference.device)
+        self.clear_unlabelled()
+
+    def clear_unlabelled(self) -> None:
+        """Forget the unlabelled images."""
+        self.unlabelled = torch.empty(0, device=self.unlabelled.device)
 
     def blocks(self, backbone: ClipBackbone) -> list[int]:
         """Blocks whose tokens are compared."""
@@ -108,6 +134,49 @@ class MemoryBank(DynamicBufferMixin):
                 [self._distances(self.patches[:, index : index + 1], leave_out=index) for index in range(images)]
             )
         self.reference = torch.quantile(distances.flatten(), self.quantile).clamp(min=1e-4)
+
+    def remember_unlabelled(self, patches: Tensor) -> None:
+        """Take unlabelled images.
+
+        Args:
+            patches: Results of :meth:`patches_of`, ``[rows, R, L, W]``, no image twice.
+        """
+        self.unlabelled = patches
+
+    def mutual(self, patches: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """How far patches are from their like in the unlabelled images.
+
+        Args:
+            patches: Result of :meth:`patches_of`, ``[rows, B, L, W]``.
+            grid: Height and width of the patch grid.
+
+        Returns:
+            Mutual scores ``[B, L]``, in [0, 2], and which unlabelled images are the judged ones and did not count,
+            ``[B, R]``.
+
+        Raises:
+            CheckpointError: If the unlabelled images were seen in another size or in other blocks.
+        """
+        known = self.unlabelled
+        if patches.shape[0] != known.shape[0] or patches.shape[2:] != known.shape[2:]:
+            msg = (
+                f"The unlabelled images were remembered as {known.shape[0]} x {known.shape[2]} patches, and this image has "
+                f"{patches.shape[0]} x {patches.shape[2]}: another image size or other blocks. Make the references anew."
+            )
+            raise CheckpointError(msg)
+        scores: list[Tensor] = []
+        left_out: Tensor | None = None
+        for own, others in zip(self.unit_patches(patches, grid), self.unit_patches(known, grid), strict=True):
+            if left_out is None:
+                left_out = same_images(own, others)
+            scores.append(interval_means(nearest_distances(own, others), SHARE, left_out))
+        assert left_out is not None
+        return torch.stack(scores).mean(dim=0), left_out
+
+    def unit_patches(self, patches: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
+        """What is compared, one row of block and scale after the other: unit vectors ``[N, L, W]``."""
+        del grid  # windows are taken before patches are remembered
+        yield from patches
 
     def forward(
         self,
@@ -143,12 +212,11 @@ class MemoryBank(DynamicBufferMixin):
 
     def patches_of(self, features: ImageFeatures, backbone: ClipBackbone) -> Tensor:
         """Unit patch tokens of all blocks, at each scale: ``[layers * scales, B, L, W]``."""
-        rows = []
+        rows: list[Tensor] = []
         for block in self.blocks(backbone):
-            grid = tokens_to_grid(features.tokens[block][:, 1:].transpose(1, 2), features.grid)  # [B, W, h, w]
-            for side in self.scales:
-                means = F.avg_pool2d(grid, side, stride=1, padding=side // 2, count_include_pad=False)
-                rows.append(F.normalize(means.flatten(2).transpose(1, 2), dim=-1))
+            tokens = features.tokens[block][:, 1:]
+            means = (window_means(tokens, features.grid, side, pad=False) for side in self.scales)
+            rows.extend(F.normalize(mean, dim=-1) for mean in means)
         return torch.stack(rows)
 
     def _distances(
@@ -181,3 +249,52 @@ class MemoryBank(DynamicBufferMixin):
                 nearest = torch.maximum(nearest, cosines.amax(dim=-1))
             rows.append((1 - nearest).clamp(min=0))
         return torch.stack(rows).mean(dim=0)
+
+
+class PublishedBank(MemoryBank):
+    """Unlabelled images as the published MuSc compares them.
+
+    Tokens at the end of each quarter of the tower, less the mean of all of the image; their means over 1, 3 and 5 patches,
+    the outside counting as zeros; unit vectors. Tokens are remembered, and the windows are taken when they are compared:
+    that is a third of the memory.
+
+    Args:
+        layers: Blocks whose tokens are compared. Default: the ends of the four quarters of the tower (of ViT-L: 6, 12, 18
+            and 24, as published).
+        scales: Sides of the windows in patches, odd.
+    """
+
+    def __init__(self, layers: Sequence[int] | None = None, scales: Sequence[int] = (1, 3, 5)) -> None:
+        super().__init__(layers, scales=scales)
+
+    def blocks(self, backbone: ClipBackbone) -> list[int]:
+        """Blocks whose tokens are compared."""
+        quarters = [max(1, backbone.layers * quarter // 4) for quarter in (1, 2, 3, 4)]
+        return sorted(set(self.layers or quarters))
+
+    def patches_of(self, features: ImageFeatures, backbone: ClipBackbone) -> Tensor:
+        """Normalised tokens of all blocks, ``[layers, B, L, W]``."""
+        return torch.stack([normalize_image(features.tokens[block][:, 1:].float()) for block in self.blocks(backbone)])
+
+    def unit_patches(self, patches: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
+        """What is compared, one row of block and scale after the other: unit vectors ``[N, L, W]``."""
+        for row in patches:
+            for side in self.scales:
+                yield F.normalize(window_means(row, grid, side, pad=True), dim=-1)
+
+
+def same_images(own: Tensor, known: Tensor) -> Tensor:
+    """Which known images are the judged ones, or copies of them: ``[B, R]``.
+
+    Args:
+        own: Unit vectors ``[B, L, W]`` of the judged images.
+        known: The same of the known ones, ``[R, L, W]``.
+    """
+    cosines = torch.einsum("blw,rlw->brl", own, known)
+    return (2 - 2 * cosines.amin(dim=-1)).clamp(min=0).sqrt() <= SAME_PATCHES
+
+
+def distinct_images(patches: Tensor) -> list[int]:
+    """Indices of images that are no copy of an earlier one; ``patches`` are unit vectors ``[N, L, W]``."""
+    copies = torch.cat([same_images(own[None], patches) for own in patches]).tril(diagonal=-1)
+    return [index for index, row in enumerate(copies) if not bool(row.any())]

@@ -11,6 +11,7 @@ from .pre_processing import ClipPreProcessor
 from .predict_door import open_door
 from .read_ahead import ReadAhead
 from .reading import DEFAULT_RULES, ReadingRules, read_picture
+from .unlabelled_images import find_unlabelled_images
 
 __all__ = [
     "DEFAULT_RULES",
@@ -22,6 +23,7 @@ __all__ = [
     "UnreadableImages",
     "check_images",
     "find_normal_images",
+    "find_unlabelled_images",
     "open_door",
     "read_picture",
     "unreadable_of",

@@ -49,15 +49,10 @@ class NormalImages:
         The folder that they lie in does not count: the same parts elsewhere are the same parts.
         """
         digest = hashlib.sha256()
-        try:
-            for file in self.files:
-                digest.update(f"{file.name}|{file.stat().st_size}|".encode("utf-8", "surrogateescape"))
-            for index in indices:
-                stat = self.files[index].stat()
-                digest.update(_content(str(self.files[index]), stat.st_size, stat.st_mtime_ns))
-        except OSError as error:
-            msg = f"{error.filename}, one of {self.origin}, cannot be read: {reason_of(error)}"
-            raise ImageReadError(msg) from error
+        for file in self.files:
+            digest.update(f"{file.name}|{_stat(file)[0]}|".encode("utf-8", "surrogateescape"))
+        for index in indices:
+            digest.update(_content(str(self.files[index]), *_stat(self.files[index])))
         return digest.hexdigest()[:32]
 
     def batches(
@@ -94,10 +89,21 @@ class NormalImages:
             raise ImageReadError(msg) from error
 
 
+def _stat(file: Path) -> tuple[int, int]:
+    """Size of a file and when it was changed; of one that is gone -1: who reads it says so by its name."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return -1, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
 @lru_cache(maxsize=4096)
 def _content(path: str, size: int, changed: int) -> bytes:
-    """Hash of a file's content, computed once as long as its size and time of change stay."""
-    del size, changed
+    """Hash of a file's content, computed once as long as its size and time of change stay; empty where it cannot be read."""
+    if size < 0:
+        return b""
+    del changed
     return hashlib.sha256(Path(path).read_bytes()).digest()
 
 
@@ -112,7 +118,7 @@ def find_normal_images(
         ArgumentError: If ``normal_dir`` is no folder with images.
     """
     if normal_dir is not None:
-        return _images_of_folder(Path(normal_dir).expanduser(), rules)
+        return images_of_folder(Path(normal_dir).expanduser(), "normal_dir", rules)
     datamodule = getattr(trainer, "datamodule", None)
     data = getattr(datamodule, "train_data", None)
     samples = getattr(data, "samples", None)
@@ -122,9 +128,14 @@ def find_normal_images(
     return NormalImages(data, files, f"the training images of {type(datamodule).__name__}")
 
 
-def _images_of_folder(folder: Path, rules: ReadingRules) -> NormalImages:
+def images_of_folder(folder: Path, argument: str, rules: ReadingRules = DEFAULT_RULES) -> NormalImages:
+    """All images of a folder that an argument names, read by our rules.
+
+    Raises:
+        ArgumentError: If it is no folder, or has no images.
+    """
     if not folder.is_dir():
-        msg = f"normal_dir={str(folder)!r} is not a folder."
+        msg = f"{argument}={str(folder)!r} is not a folder."
         raise ArgumentError(msg)
-    dataset = FolderDataset(list_images(folder, "normal_dir"), rules)
-    return NormalImages(dataset, tuple(dataset.image_filenames), f"normal_dir={str(folder)!r}")
+    dataset = FolderDataset(list_images(folder, argument), rules)
+    return NormalImages(dataset, tuple(dataset.image_filenames), f"{argument}={str(folder)!r}")

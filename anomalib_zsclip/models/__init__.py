@@ -7,7 +7,8 @@
 
 from .anomaly_clip import AnomalyClip
 from .clip_ad import ClipAd
+from .musc import MuSc
 from .random_word_clip import RandomWordClip
 from .zs_clip import ZsClip
 
-__all__ = ["AnomalyClip", "ClipAd", "RandomWordClip", "ZsClip"]
+__all__ = ["AnomalyClip", "ClipAd", "MuSc", "RandomWordClip", "ZsClip"]

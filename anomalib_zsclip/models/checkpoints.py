@@ -29,7 +29,15 @@ from .readiness import differences
 logger = logging.getLogger(__name__)
 
 BACKBONE_PREFIX = "model.backbone."
-COMPONENTS = ("post_processor.", "pre_processor.", "evaluator.", "visualizer.", "model.namer.", "model.memory_bank.")
+COMPONENTS = (
+    "post_processor.",
+    "pre_processor.",
+    "evaluator.",
+    "visualizer.",
+    "model.namer.",
+    "model.memory_bank.",
+    "model.mutual.",
+)
 """Parts that a model may have and a file not, or the other way round: they are made anew, or left out."""
 
 OLD_NAMES = {
@@ -107,6 +115,7 @@ def read_record(module: Detector, checkpoint: dict[str, Any]) -> None:
     bindings = Bindings(**record["bindings"])
     _match_heads(module, record["heads"], bindings, state)
     _match_references(module, record["k_shot"], bindings, state)
+    _match_unlabelled(module, bindings, state)
     _match_components(module, state)
     state.update({BACKBONE_PREFIX + key: value for key, value in module.model.backbone.state_dict().items()})
     module.bindings, module.ready_for = bindings, None
@@ -231,6 +240,22 @@ def _match_references(module: Detector, saved: int, bindings: Bindings, state: d
         if module.model.memory_bank is not None:
             module.model.memory_bank.clear()
         _take_own(module, state, prefix)
+
+
+def _match_unlabelled(module: Detector, bindings: Bindings, state: dict[str, Tensor]) -> None:
+    saved = (bindings.unlabelled or {}).get("count", 0)
+    if saved and not module.unlabelled:
+        msg = (
+            f"The checkpoint has unlabelled={saved}, the model unlabelled=0: its scores would be others. Pass "
+            f"unlabelled={saved}; the references are in the checkpoint."
+        )
+        raise CheckpointError(msg)
+    if saved != module.unlabelled and module.model.memory_bank is not None:
+        # Images at hand fill the bank anew; without them readiness says so.
+        bindings.unlabelled = None
+        module.model.memory_bank.clear_unlabelled()
+        for prefix in ("model.memory_bank.unlabelled", "model.mutual."):
+            _take_own(module, state, prefix)
 
 
 def _match_components(module: Detector, state: dict[str, Tensor]) -> None:

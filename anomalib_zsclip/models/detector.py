@@ -22,7 +22,8 @@ class Bindings:
     Attributes:
         class_name: What the text says that images show.
         text: Part of the model -> what its compiled text depends on.
-        references: What the memory bank was filled from; ``None`` while it is empty.
+        references: What the memory bank's good parts were taken from; ``None`` while there are none.
+        unlabelled: What its unlabelled images were taken from, and their scales made with; ``None`` while there are none.
         decisions: What the thresholds were made with and from; ``None`` where there are none, or of unknown origin.
         published: Head -> what its published weights were learned on, where it has such.
     """
@@ -30,6 +31,7 @@ class Bindings:
     class_name: str | None = None
     text: dict[str, Recipe] = field(default_factory=dict)
     references: Recipe | None = None
+    unlabelled: Recipe | None = None
     decisions: Recipe | None = None
     published: dict[str, str] = field(default_factory=dict)
 
@@ -56,6 +58,9 @@ class Detector(Protocol):
         class_name: What the user says that images show.
         learn: Whether ``fit`` learns.
         k_shot: Normal images in the memory bank.
+        unlabelled: Unlabelled images in the memory bank, or "all".
+        unlabelled_dir: Folder of unlabelled images; ``None`` for those under judgement.
+        expected_defects: Share of defective parts among the unlabelled images.
         normal_dir: Folder of normal images.
         normal_images: Most normal images besides those of the memory bank.
         reading: How image files are read.
@@ -73,6 +78,9 @@ class Detector(Protocol):
     class_name: str | None
     learn: bool
     k_shot: int
+    unlabelled: int | str
+    unlabelled_dir: str | Path | None
+    expected_defects: float
     normal_dir: str | Path | None
     normal_images: int
     reading: ReadingRules

@@ -38,7 +38,7 @@ from anomalib_zsclip.outputs import (
     quiet_command,
 )
 from anomalib_zsclip.outputs.post_processing import NO_DATA, check_false_alarms, check_threshold
-from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
+from anomalib_zsclip.outputs.thresholds import DEFAULT_EXPECTED_DEFECTS, DEFAULT_FALSE_ALARMS
 
 from .checkpoints import check_file, read_record, write_record
 from .detector import Bindings
@@ -72,6 +72,9 @@ class ZeroShotMixin(ExportMixin):
     learn: bool = False
     epochs: int = 1
     k_shot: int = 0
+    unlabelled: int | str = 0
+    unlabelled_dir: str | Path | None = None
+    expected_defects: float = DEFAULT_EXPECTED_DEFECTS
     normal_dir: str | Path | None = None
     normal_images: int = 32
     published: Mapping[str, str] = MappingProxyType({})

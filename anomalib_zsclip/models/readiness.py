@@ -24,10 +24,11 @@ from anomalib_zsclip.heads.base import LearnableHead
 from anomalib_zsclip.heads.options import Recipe
 from anomalib_zsclip.images import ClipPreProcessor, NormalImages, find_normal_images
 from anomalib_zsclip.outputs import MonotonePostProcessor
-from anomalib_zsclip.outputs.post_processing import NO_DATA, NORMAL_IMAGES
+from anomalib_zsclip.outputs.post_processing import FOLDER, NO_DATA, NORMAL_IMAGES
 
 from .arguments import resolve_precision
 from .detector import Detector
+from .folder_references import fill_unlabelled
 from .pretrained_heads import bring_published
 
 logger = logging.getLogger(__name__)
@@ -59,22 +60,27 @@ def make_ready(module: Detector, trainer: Trainer | None = None, *, decide: bool
         normal = _normal_images(module, trainer)
         _compile_text(module, _class_name(module, trainer))
         _fill_references(module, normal)
+        quiet = trainer is not None and trainer.progress_bar_callback is None
+        if not fill_unlabelled(module, trainer, _unlabelled_recipe(module), quiet=quiet):
+            return  # a validation without data: the images to compare with come with the next stage
         if decide:
-            _decide(module, normal, quiet=trainer is not None and trainer.progress_bar_callback is None)
+            _decide(module, normal, quiet=quiet)
     module.ready_for = snapshot(module) if decide else None
 
 
 def snapshot(module: Detector) -> tuple[Any, ...]:
     """Everything that :func:`make_ready` compares and that can change between two plain calls; cheap to make."""
     model = module.model
-    folder = Path(module.normal_dir).expanduser() if module.normal_dir is not None else None
+    folders = [None if path is None else Path(path).expanduser() for path in (module.normal_dir, module.unlabelled_dir)]
     return (
         (model.backbone.fingerprint, module.class_name, module.precision_name),
         tuple(head.options for head in model.heads.values()),
         (tuple(model.weights.items()), model.map_share, model.memory_share),
         model.namer.words if model.namer is not None else None,
         (module.k_shot, module.normal_images, module.false_alarms),
-        (folder, folder.stat().st_mtime_ns if folder is not None and folder.is_dir() else None, module.reading),
+        module.reading,
+        (module.unlabelled, module.expected_defects, model.mutual.share if model.mutual is not None else None),
+        *((path, path.stat().st_mtime_ns if path is not None and path.is_dir() else None) for path in folders),
     )
 
 
@@ -170,14 +176,14 @@ def _compile_text(module: Detector, class_name: str) -> None:
 def _fill_references(module: Detector, normal: NormalImages | None) -> None:
     bank, bindings, backbone = module.model.memory_bank, module.bindings, module.model.backbone
     if bank is None or not module.k_shot:
-        if bank is not None and bank.is_filled:
+        if bank is not None and bank.has_normal:
             bank.clear()
         bindings.references = None
         return
     recipe = references_recipe(module)
     made = bindings.references
     if normal is None:
-        fits = bank.is_filled and made is not None and not differences(made, recipe | {"images": made.get("images")})
+        fits = bank.has_normal and made is not None and not differences(made, recipe | {"images": made.get("images")})
         if not fits:
             wrong = differences(made, recipe | {"images": made.get("images")}) if made else []
             why = f" The memory bank at hand was filled with other settings: {_listed(wrong)}." if wrong else ""
@@ -195,7 +201,7 @@ def _fill_references(module: Detector, normal: NormalImages | None) -> None:
         raise ArgumentError(msg)
     chosen = _order(module, normal)[: module.k_shot]
     recipe["images"] = normal.identity(chosen)
-    if bank.is_filled and made == recipe:
+    if bank.has_normal and made == recipe:
         return
     if made is not None:
         logger.info("The memory bank is filled anew: %s.", _listed(differences(made, recipe)))
@@ -214,6 +220,22 @@ def references_recipe(module: Detector) -> Recipe:
         "backbone": backbone.fingerprint,
         **_input(module),
         **bank.recipe(backbone),
+    }
+
+
+def _unlabelled_recipe(module: Detector) -> Recipe:
+    """What the unlabelled images of the memory bank, and the scales of their scores, depend on, besides the images."""
+    model = module.model
+    if model.memory_bank is None or model.mutual is None or not module.unlabelled:
+        return {}
+    others = {name: value for name, value in _settings(module).items() if name != "unlabelled"}
+    bank = model.memory_bank.recipe(model.backbone)
+    return {
+        **others,
+        **bank,
+        **model.mutual.recipe(),
+        "count": module.unlabelled,
+        "backbone": model.backbone.fingerprint,
     }
 
 
@@ -239,6 +261,7 @@ def _settings(module: Detector) -> Recipe:
         **module.model.recipe(),
         "text": {name: recipe for name, recipe in module.bindings.text.items() if name != "defect_words"},
         "references": module.bindings.references,
+        **({"unlabelled": module.bindings.unlabelled} if module.bindings.unlabelled else {}),
         **({"published": dict(module.bindings.published)} if module.bindings.published else {}),
     }
 
@@ -259,9 +282,13 @@ def _decide(module: Detector, normal: NormalImages | None, *, quiet: bool) -> No
             if int(post_processor.source) == NORMAL_IMAGES and made.get("false_alarms") != post_processor.false_alarms:
                 post_processor.decide_from_normal(post_processor.normal_scores, post_processor.normal_peaks)
                 made["false_alarms"] = post_processor.false_alarms
+            if int(post_processor.source) == FOLDER and made.get("share") != _share(module):
+                _decide_from_folder(module, wanted)
             return
         reason = _listed(changed) or "other data"
-        if normal is None:
+        if normal is None and module.bindings.unlabelled:
+            logger.info("The thresholds are made anew from the folder: %s.", reason)
+        elif normal is None:
             logger.warning(
                 "The thresholds at hand were made with other settings and are dropped (%s): 0.5 decides until there is "
                 "data again. Validate anew, give normal_dir=<folder of good parts>, or set threshold=.",
@@ -270,12 +297,26 @@ def _decide(module: Detector, normal: NormalImages | None, *, quiet: bool) -> No
             post_processor.reset()
             bindings.decisions = None
             return
-        logger.info("The thresholds are made anew from %s: %s.", normal.origin, reason)
+        else:
+            logger.info("The thresholds are made anew from %s: %s.", normal.origin, reason)
     elif made == wanted | {"false_alarms": post_processor.false_alarms}:
         return  # made, and one part alone gave no threshold
     if normal is not None:
         post_processor.decide_from_normal(*_judge_normal(module, normal, order, quiet=quiet))
         bindings.decisions = wanted | {"false_alarms": post_processor.false_alarms}
+    elif bindings.unlabelled:
+        _decide_from_folder(module, wanted)
+
+
+def _share(module: Detector) -> list[float]:
+    return [module.expected_defects, module.false_alarms]
+
+
+def _decide_from_folder(module: Detector, wanted: Recipe) -> None:
+    mutual = module.model.mutual
+    assert mutual is not None
+    module.post_processor.decide_from_folder(mutual.own_scores, mutual.own_peaks, module.expected_defects)
+    module.bindings.decisions = wanted | {"share": _share(module)}
 
 
 def _judge_normal(module: Detector, normal: NormalImages, order: list[int], *, quiet: bool) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.heads.base import Head, HeadOutput
 from anomalib_zsclip.heads.explanation import DefectNamer
 from anomalib_zsclip.heads.memory_bank import MemoryBank
+from anomalib_zsclip.heads.mutual_scoring import MutualScoring, unit_embeddings
 from anomalib_zsclip.heads.options import Recipe
 
 
@@ -25,8 +26,9 @@ class ZeroShotModel(nn.Module):
         heads: The heads by name.
         weights: Weight of each head in the weighted mean of scores and maps. Default: all alike.
         map_share: Share of the map's maximum in the image score, in [0, 1].
-        memory_bank: Patches of normal images; takes part once it is filled.
-        memory_share: Share of the memory bank's prediction in score and map, in [0, 1].
+        memory_bank: Patches of other images; takes part once it is filled.
+        memory_share: Share of the good parts' comparison in score and map, in [0, 1].
+        mutual: How the comparison with unlabelled images of the memory bank counts; without heads it is the prediction.
         namer: Names the defects.
     """
 
@@ -39,10 +41,11 @@ class ZeroShotModel(nn.Module):
         map_share: float = 0.0,
         memory_bank: MemoryBank | None = None,
         memory_share: float = 0.5,
+        mutual: MutualScoring | None = None,
         namer: DefectNamer | None = None,
     ) -> None:
         super().__init__()
-        if not heads:
+        if not heads and (mutual is None or memory_bank is None):
             msg = "A detector needs at least one head."
             raise ArgumentError(msg)
         for name, share in (("map_share", map_share), ("memory_share", memory_share)):
@@ -56,6 +59,7 @@ class ZeroShotModel(nn.Module):
         self.map_share = map_share
         self.memory_bank = memory_bank
         self.memory_share = memory_share
+        self.mutual = mutual
         self.namer = namer
 
     def add_head(self, name: str, head: Head) -> None:
@@ -74,8 +78,10 @@ class ZeroShotModel(nn.Module):
         recipe: Recipe = {"weights": fused, "map_share": self.map_share}
         for name, head in self.heads.items():
             recipe[name] = head.options.recipe()  # type: ignore[union-attr, operator]
-        if self.memory_bank is not None and self.memory_bank.is_filled:
+        if self.memory_bank is not None and self.memory_bank.has_normal:
             recipe |= {"memory_share": self.memory_share, "memory_sigma": self.memory_bank.sigma}
+        if self.mutual is not None and self.memory_bank is not None and self.memory_bank.has_unlabelled:
+            recipe |= self.mutual.recipe()
         return recipe
 
     @property
@@ -103,7 +109,7 @@ class ZeroShotModel(nn.Module):
         leave_out: int | None = None,
         substitute: Tensor | None = None,
     ) -> InferenceBatch:
-        """Fuse the heads, and the memory bank where it is filled.
+        """Fuse the heads, the good parts where the memory bank has some, and the unlabelled images where it has those.
 
         Args:
             features: Result of the pass.
@@ -114,17 +120,40 @@ class ZeroShotModel(nn.Module):
         Returns:
             Scores ``[B]`` and maps ``[B, H, W]``, both in [0, 1].
         """
+        text = self.predict_without_folder(features, size, leave_out, substitute)
+        if self.mutual is None or self.memory_bank is None or not self.memory_bank.has_unlabelled:
+            if text is None:
+                msg = "There is nothing to compare with: the unlabelled images are missing."
+                raise ArgumentError(msg)
+            score, anomaly_map = text
+        else:
+            patches = self.memory_bank.patches_of(features, self.backbone)
+            scores, left_out = self.memory_bank.mutual(patches, features.grid)
+            embeddings = unit_embeddings(features.image_embedding)
+            score, anomaly_map = self.mutual(scores, features.grid, size, embeddings, left_out, text)
+        # Rounding may leave [0, 1] by an ulp.
+        return InferenceBatch(pred_score=score.clamp(0, 1), anomaly_map=anomaly_map.clamp(0, 1))
+
+    def predict_without_folder(
+        self,
+        features: ImageFeatures,
+        size: tuple[int, int],
+        leave_out: int | None = None,
+        substitute: Tensor | None = None,
+    ) -> HeadOutput | None:
+        """Score and map of heads and good parts, arguments as of :meth:`predict`; ``None`` where there are no heads."""
         outputs = self.head_outputs(features, size)
+        if not outputs:
+            return None
         anomaly_map = torch.stack([self.weights[name] * output.anomaly_map for name, output in outputs.items()]).sum(0)
         score = torch.stack([self.weights[name] * output.score for name, output in outputs.items()]).sum(0)
         if self.map_share:
             score = (1 - self.map_share) * score + self.map_share * anomaly_map.amax(dim=(-2, -1))
-        if self.memory_bank is not None and self.memory_bank.is_filled:
+        if self.memory_bank is not None and self.memory_bank.has_normal:
             distance_map = self.memory_bank(features, self.backbone, size, leave_out, substitute)
             anomaly_map = (1 - self.memory_share) * anomaly_map + self.memory_share * distance_map
             score = (1 - self.memory_share) * score + self.memory_share * distance_map.amax(dim=(-2, -1))
-        # Rounding may leave [0, 1] by an ulp.
-        return InferenceBatch(pred_score=score.clamp(0, 1), anomaly_map=anomaly_map.clamp(0, 1))
+        return HeadOutput(score, anomaly_map)
 
     def paper_map(self, anomaly_map: Tensor) -> Tensor:
         """A map on the paper's scale where a single head made it, but for a factor and a constant; else as it is."""
@@ -146,8 +175,8 @@ class ZeroShotModel(nn.Module):
 
 def _normalized(weights: Mapping[str, float] | None, names: list[str]) -> dict[str, float]:
     """Weights of the heads, adding up to one."""
-    if weights is None:
-        return dict.fromkeys(names, 1 / len(names))
+    if weights is None or not names:
+        return dict.fromkeys(names, 1 / max(len(names), 1))
     own = {name: float(weights.get(name, 0.0)) for name in names}
     if not all(0 <= value < float("inf") for value in own.values()) or sum(own.values()) <= 0:
         msg = f"weights={dict(weights)} must give finite weights >= 0, not all 0, to the heads {', '.join(names)}."

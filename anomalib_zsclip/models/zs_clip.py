@@ -23,15 +23,17 @@ from anomalib_zsclip.heads.base import Head
 from anomalib_zsclip.heads.crane import CraneHead, CraneOptions
 from anomalib_zsclip.heads.explanation import DEFECT_WORDS, DefectNamer
 from anomalib_zsclip.heads.memory_bank import MemoryBank
+from anomalib_zsclip.heads.mutual_scoring import MutualScoring
 from anomalib_zsclip.heads.options import HeadOptions, as_options
 from anomalib_zsclip.heads.published_weights import PUBLISHED, fits
 from anomalib_zsclip.heads.random_word import RandomWordHead, RandomWordOptions
 from anomalib_zsclip.heads.sdp import SdpHead, SdpOptions
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.images.reading import MAX_PIXELS, ReadingRules
-from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
+from anomalib_zsclip.outputs.thresholds import DEFAULT_EXPECTED_DEFECTS, DEFAULT_FALSE_ALARMS
 
 from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_evaluator, resolve_size
+from .folder_references import check_expected_defects, check_unlabelled
 from .hooks import ZeroShotMixin
 from .pretrained_heads import take_published
 
@@ -67,6 +69,14 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         defect_words: Words to name defects with.
         k_shot: Number of good parts whose patches are remembered and compared with; 0 is pure zero-shot.
         memory_share: Share of the comparison with remembered parts in score and map, in [0, 1].
+        unlabelled: Number of unlabelled images, most of them good, whose patches are remembered and compared with (mutual
+            scoring, see MuSc), or "all"; 0 for none. Unless unlabelled_dir names a folder they are a sample of the very
+            images that are judged, each leaving itself out; labels are never read.
+        unlabelled_dir: Folder of unlabelled images to compare with, such as last week's.
+        mutual_share: Share of that comparison in score and map, in [0, 1]. Default: as well as the folder's images fit
+            together, see the models' README.
+        expected_defects: Share of defective parts among the unlabelled images, below 0.5, for thresholds where there are
+            neither labels nor good parts.
         normal_dir: Folder of good parts, for k_shot, and for the thresholds where there is no labelled validation data.
             Default: the training images of the data module, if all of them are good.
         normal_images: Most good parts, besides those of k_shot, that the thresholds are made from.
@@ -115,6 +125,10 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         defect_words: Sequence[str] = DEFECT_WORDS,
         k_shot: int = 0,
         memory_share: float = 0.5,
+        unlabelled: int | str = 0,
+        unlabelled_dir: str | Path | None = None,
+        mutual_share: float | None = None,
+        expected_defects: float = DEFAULT_EXPECTED_DEFECTS,
         normal_dir: str | Path | None = None,
         normal_images: int = 32,
         false_alarms: float = DEFAULT_FALSE_ALARMS,
@@ -173,6 +187,8 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         if absent:
             logger.info("Heads without weights for the backbone %r are left out: %s.", clip.name, ", ".join(absent))
         made = {name: self._make_head(name, clip, files.get(name)) for name in names if name not in absent}
+        self.unlabelled, self.unlabelled_dir = check_unlabelled(unlabelled), unlabelled_dir
+        self.expected_defects = check_expected_defects(expected_defects)
         self.assemble(
             clip,
             made,
@@ -192,6 +208,7 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
             map_share=map_share,
             memory_bank=MemoryBank(),
             memory_share=memory_share,
+            mutual=MutualScoring(mutual_share),
             namer=DefectNamer(clip.embed_dim, defect_words) if explain else None,
             weights=_head_weights(weights),
         )

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from anomalib_zsclip.errors import ArgumentError
 
-from .thresholds import DEFAULT_FALSE_ALARMS, threshold_from_normal
+from .thresholds import DEFAULT_FALSE_ALARMS, threshold_from_folder, threshold_from_normal
 
-NO_DATA, NORMAL_IMAGES, LABELLED_DATA = 0, 1, 2
+NO_DATA, NORMAL_IMAGES, LABELLED_DATA, FOLDER = 0, 1, 2, 3
 
 FEW_PARTS = 10
 """Below this number of good parts the share of false alarms is a guess: the interval of one in ten goes from 0 to 0.45."""
@@ -43,12 +43,14 @@ class MonotonePostProcessor(DynamicBufferMixin, PostProcessor):
     with the threshold and the range found on data: in (0, 1), 0.5 at the threshold, strictly rising, so that every
     ranking metric equals that of the raw scores.
 
-    The threshold comes from one of three states, kept in the buffer ``source``:
+    The threshold comes from one of four states, kept in the buffer ``source``:
 
     * no data: scores pass as they are, being probabilities already, and the threshold is 0.5;
     * normal images (validation data without anomalies, a folder of good parts, or the training images): see
       :func:`~anomalib_zsclip.outputs.thresholds.threshold_from_normal`, on image scores, and on the maxima of the maps for
       masks;
+    * a folder of unlabelled images, most of them good: see
+      :func:`~anomalib_zsclip.outputs.thresholds.threshold_from_folder`, on the same two;
     * labelled validation data: anomalib's F1-optimal threshold.
 
     A threshold that the user gives wins over all of them. It is on the scale of the normalised scores, which it does not
@@ -62,7 +64,8 @@ class MonotonePostProcessor(DynamicBufferMixin, PostProcessor):
         **kwargs: Arguments of anomalib's post-processor.
 
     Attributes:
-        normal_scores: Image scores of the normal images that the threshold was made from, ``[n]``; raw, not normalised.
+        normal_scores: Image scores of the normal or unlabelled images that the threshold was made from, ``[n]``; raw, not
+            normalised.
         normal_peaks: Maxima of their maps, ``[n]``.
 
     Raises:
@@ -196,12 +199,28 @@ class MonotonePostProcessor(DynamicBufferMixin, PostProcessor):
         if len(scores) < 2:
             return
         for prefix, values in (("image", self.normal_scores), ("pixel", self.normal_peaks)):
-            threshold = threshold_from_normal(values, self.false_alarms) + ROUNDING
-            low = values.min()
-            getattr(self, f"_{prefix}_threshold").copy_(threshold)
-            getattr(self, f"{prefix}_min").copy_(low)
-            getattr(self, f"{prefix}_max").copy_(low + 2 * (threshold - low).clamp(min=LEAST_REACH))
+            self._set_threshold(prefix, values.min(), threshold_from_normal(values, self.false_alarms) + ROUNDING)
         self.source.fill_(NORMAL_IMAGES)
+
+    def decide_from_folder(self, scores: Tensor, peaks: Tensor, expected_defects: float) -> None:
+        """Set thresholds and ranges from unlabelled images, most of which are good.
+
+        Args:
+            scores: Image scores, ``[n]``, each image judged without knowing itself.
+            peaks: Maxima of their maps, ``[n]``.
+            expected_defects: Share of defective images among them.
+        """
+        self.reset()
+        self._keep_normal(scores, peaks)
+        for prefix, values in (("image", self.normal_scores), ("pixel", self.normal_peaks)):
+            threshold = threshold_from_folder(values, expected_defects, self.false_alarms)
+            self._set_threshold(prefix, values.min(), threshold + ROUNDING)
+        self.source.fill_(FOLDER)
+
+    def _set_threshold(self, prefix: str, low: Tensor, threshold: Tensor) -> None:
+        getattr(self, f"_{prefix}_threshold").copy_(threshold)
+        getattr(self, f"{prefix}_min").copy_(low)
+        getattr(self, f"{prefix}_max").copy_(low + 2 * (threshold - low).clamp(min=LEAST_REACH))
 
     # ------------------------------------------------------------------ what they are
     @property
@@ -219,7 +238,8 @@ class MonotonePostProcessor(DynamicBufferMixin, PostProcessor):
     @property
     def is_guess(self) -> bool:
         """Whether the threshold comes from so few good parts that the share of false alarms is a guess."""
-        return self.given_threshold is None and 0 < len(self.normal_scores) < FEW_PARTS
+        few = int(self.source) != FOLDER and 0 < len(self.normal_scores) < FEW_PARTS
+        return self.given_threshold is None and few
 
     def describe(self) -> str:
         """One line on where the decisions come from."""
@@ -241,6 +261,8 @@ class MonotonePostProcessor(DynamicBufferMixin, PostProcessor):
         values = f"image score {float(self._image_threshold):.4f}, pixel {float(self.pixel_threshold):.4f}"
         if state == LABELLED_DATA:
             return f"labelled validation data: F1-optimal thresholds ({values})"
+        if state == FOLDER:
+            return f"{count} images of the folder itself, most of which are taken to be good ({values})"
         share = f"{self.false_alarms:.1%}".replace(".0%", "%")
         guess = f"; fewer than {FEW_PARTS}, so that the share is a guess" if count < FEW_PARTS else ""
         return f"{count} normal images: thresholds that at most {share} of good parts shall exceed ({values}{guess})"

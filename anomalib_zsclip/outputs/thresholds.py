@@ -11,6 +11,12 @@ from torch import Tensor
 DEFAULT_FALSE_ALARMS = 0.05
 """Share of good parts that may be flagged unless the user says another one: one in twenty."""
 
+DEFAULT_EXPECTED_DEFECTS = 0.1
+"""Share of defective parts in an unlabelled folder unless the user says another one."""
+
+MAD_TO_SIGMA = 1.4826
+"""Standard deviations of a normal distribution in one median absolute deviation."""
+
 LEAST_SHARE = 1e-3
 """Smaller shares are taken for this one where few parts are extrapolated: the tail beyond it is not theirs to tell."""
 
@@ -39,3 +45,26 @@ def threshold_from_normal(scores: Tensor, false_alarms: float = DEFAULT_FALSE_AL
         return ordered[-1]
     reach = float(stats.t.ppf(1 - max(false_alarms, LEAST_SHARE), count - 1)) * math.sqrt(1 + 1 / count)
     return torch.maximum(ordered[-1], ordered.mean() + reach * ordered.std())
+
+
+def threshold_from_folder(
+    scores: Tensor, expected_defects: float, false_alarms: float = DEFAULT_FALSE_ALARMS
+) -> Tensor:
+    """Score that a good part of an unlabelled folder exceeds with a probability of about ``false_alarms``.
+
+    Most parts are good, and defective ones score higher: the lower ``1 - expected_defects`` of the scores are taken for good
+    ones. The threshold is that of a normal distribution with their median and their median absolute deviation, which a few
+    more or fewer defects than expected hardly move.
+
+    Args:
+        scores: Scores of unlabelled parts, each judged without knowing itself, ``[n]``.
+        expected_defects: Share of defective ones, in [0, 0.5).
+        false_alarms: The wanted share, in [0, 1).
+
+    Returns:
+        A scalar.
+    """
+    good = scores.sort().values[: math.ceil(len(scores) * (1 - expected_defects) - 1e-9)]
+    centre = good.quantile(0.5)
+    spread = (good - centre).abs().quantile(0.5) * MAD_TO_SIGMA
+    return centre + float(stats.norm.ppf(1 - max(false_alarms, LEAST_SHARE))) * spread

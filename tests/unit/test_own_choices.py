@@ -122,7 +122,7 @@ class Fixed(Head):
 class FixedBank(MemoryBank):
     """A bank whose map is the same everywhere but at one pixel."""
 
-    is_filled = True
+    has_normal = True
 
     def forward(self, features: object, backbone: ClipBackbone, size: tuple[int, int], *_args: object) -> Tensor:
         maps = torch.full((1, *size), 0.2)

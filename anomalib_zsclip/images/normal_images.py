@@ -18,7 +18,7 @@ from anomalib_zsclip.errors import ArgumentError, ImageReadError
 
 from .folder_data import FolderDataset
 from .folders import list_images
-from .reading import DEFAULT_RULES, UNREADABLE, ReadingRules, reason_of
+from .reading import DEFAULT_RULES, UNREADABLE, ReadingRules, read_header, reason_of
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,10 @@ class NormalImages:
         The folder that they lie in does not count: the same parts elsewhere are the same parts.
         """
         digest = hashlib.sha256()
-        try:
-            for file in self.files:
-                digest.update(f"{file.name}|{file.stat().st_size}|".encode("utf-8", "surrogateescape"))
-            for index in indices:
-                stat = self.files[index].stat()
-                digest.update(_content(str(self.files[index]), stat.st_size, stat.st_mtime_ns))
-        except OSError as error:
-            msg = f"{error.filename}, one of {self.origin}, cannot be read: {reason_of(error)}"
-            raise ImageReadError(msg) from error
+        for file in self.files:
+            digest.update(f"{file.name}|{_stat(file)[0]}|".encode("utf-8", "surrogateescape"))
+        for index in indices:
+            digest.update(_content(str(self.files[index]), *_stat(self.files[index])))
         return digest.hexdigest()[:32]
 
     def batches(
@@ -68,9 +63,22 @@ class NormalImages:
         Raises:
             ImageReadError: If one of them cannot be read.
         """
+        if not isinstance(self.dataset, FolderDataset):
+            self._refuse_deep(indices)
         for start in range(0, len(indices), batch_size):
             images = [self._read(index) for index in indices[start : start + batch_size]]
             yield torch.stack([transform(image) if transform else image for image in images]).to(device)
+
+    def _refuse_deep(self, indices: Sequence[int]) -> None:
+        for index in indices:
+            header = read_header(self.files[index])
+            if header is not None and header.is_deep:
+                msg = (
+                    f"{self.files[index]}, one of {self.origin}, has one channel of more than 8 bits, which anomalib would "
+                    "read as white. Convert the images to 8 bits, or give normal_dir=<their folder>, which is read by rules "
+                    "of this package (depth_range)."
+                )
+                raise ImageReadError(msg)
 
     def _read(self, index: int) -> Tensor:
         try:
@@ -81,10 +89,21 @@ class NormalImages:
             raise ImageReadError(msg) from error
 
 
+def _stat(file: Path) -> tuple[int, int]:
+    """Size of a file and when it was changed; of one that is gone -1: who reads it says so by its name."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return -1, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
 @lru_cache(maxsize=4096)
 def _content(path: str, size: int, changed: int) -> bytes:
-    """Hash of a file's content, computed once as long as its size and time of change stay."""
-    del size, changed
+    """Hash of a file's content, computed once as long as its size and time of change stay; empty where it cannot be read."""
+    if size < 0:
+        return b""
+    del changed
     return hashlib.sha256(Path(path).read_bytes()).digest()
 
 
@@ -109,8 +128,8 @@ def find_normal_images(
     return NormalImages(data, files, f"the training images of {type(datamodule).__name__}")
 
 
-def images_of_folder(folder: Path, argument: str, rules: ReadingRules) -> NormalImages:
-    """All images of a folder that an argument names.
+def images_of_folder(folder: Path, argument: str, rules: ReadingRules = DEFAULT_RULES) -> NormalImages:
+    """All images of a folder that an argument names, read by our rules.
 
     Raises:
         ArgumentError: If it is no folder, or has no images.

@@ -175,6 +175,12 @@ def _quiet(name: str) -> Iterator[None]:
         found.setLevel(level)
 
 
+def _any_image(model: Any) -> np.ndarray:  # noqa: ANN401
+    """An image of a size that a model takes: what it cannot do may show only when it does it."""
+    sides = zip(model.input(0).partial_shape, (1, 3, 64, 64), strict=True)
+    return np.zeros([side.get_length() if side.is_static else default for side, default in sides], np.float32)
+
+
 def save_quantized(onnx: Path, target: Path, compression: CompressionType, **arguments: Any) -> Path:  # noqa: ANN401
     """Convert an ONNX file, quantise it, see that OpenVINO can compile it, and save it.
 
@@ -186,7 +192,7 @@ def save_quantized(onnx: Path, target: Path, compression: CompressionType, **arg
     model = openvino.convert_model(onnx)
     try:
         quantized = quantize(model, compression, **arguments)
-        openvino.Core().compile_model(quantized, "CPU")
+        openvino.Core().compile_model(quantized, "CPU")(_any_image(quantized))
     except ArgumentError:
         raise
     except Exception as error:

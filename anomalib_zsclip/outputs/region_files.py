@@ -67,7 +67,7 @@ class RegionFiles(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget another run, and have the model keep what names are made of."""
         del trainer
-        self._rows, self._threshold = [], pixel_threshold(pl_module)
+        self._rows = []
         _keep_evidence(pl_module, True)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -79,6 +79,7 @@ class RegionFiles(Callback):
         del args
         if outputs.anomaly_map is None:
             return
+        self._threshold = pixel_threshold(pl_module)
         # Where our own rules do not read, anomalib's reader leaves turned pictures as they lie.
         outputs.regions = self._find(outputs, _namer(pl_module), read_upright=rules_of(trainer) is not None)
         paths = outputs.image_path if outputs.image_path is not None else [""] * len(outputs.regions)

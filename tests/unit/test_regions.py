@@ -139,12 +139,12 @@ def make_batch(paths: list[Path], maps: list[np.ndarray]) -> ImageBatch:
 
 
 def run(
-    folder: Path, *batches: ImageBatch, namer: Any = None, interrupt: bool = False, **arguments: Any
+    folder: Path, *batches: ImageBatch, threshold: float = 0.5, interrupt: bool = False, **arguments: Any
 ) -> RegionFiles:
     callback = RegionFiles(**arguments)
     trainer = SimpleNamespace(default_root_dir=str(folder), global_rank=0, world_size=1)
-    post_processor = SimpleNamespace(normalized_pixel_threshold=torch.tensor(0.5))
-    module = SimpleNamespace(post_processor=post_processor, model=SimpleNamespace(namer=namer))
+    post_processor = SimpleNamespace(normalized_pixel_threshold=torch.tensor(threshold))
+    module = SimpleNamespace(post_processor=post_processor, model=SimpleNamespace(namer=None))
     callback.on_predict_start(trainer, module)
     for number, batch in enumerate(batches):
         callback.on_predict_batch_end(trainer, module, batch, None, number)
@@ -178,6 +178,17 @@ def test_files_hold_every_picture_and_every_region(tmp_path: Path, interrupt: bo
     assert [line[1:6] for line in lines] == [["1", "20", "10", "20", "5"], ["2", "120", "30", "40", "10"]]
     assert lines[0][10:12] == ["0.75", "0.75"]
     assert lines[0][12:] == ["", ""]
+
+
+@pytest.mark.parametrize(("threshold", "written", "count"), [(0.6, 0.6, 1), (0.75, 0.75, 0), (float("nan"), 0.5, 1)])
+def test_the_threshold_is_that_of_the_post_processor(
+    tmp_path: Path, threshold: float, written: float, count: int
+) -> None:
+    batch = make_batch([save_picture(tmp_path / "a.png", (100, 100))], [map_with((10, 20, 10, 10, 0.7))])
+    run(tmp_path, batch, threshold=threshold, min_region=0.01)
+    content = json.loads((tmp_path / "regions.json").read_text())
+    assert (content["pixel_threshold"], content["min_region"]) == (written, 0.01)
+    assert len(content["images"][0]["regions"]) == len(batch.regions[0]) == count
 
 
 @pytest.mark.parametrize("read_upright", [False, True])

@@ -123,7 +123,8 @@ class RegionFiles(Callback):
         maps = maps.reshape(-1, *maps.shape[-2:])
         paths = [batch.image_path] if isinstance(batch.image_path, (str, Path)) else batch.image_path
         evidence = namer.evidence if namer is not None else None
-        if evidence is not None and len(evidence.tokens) != len(maps):
+        views, others = divmod(len(evidence.tokens), len(maps)) if evidence is not None else (0, 0)
+        if others:
             evidence = None
         found = []
         for index, values in enumerate(maps):
@@ -135,7 +136,7 @@ class RegionFiles(Callback):
             names = []
             if namer is not None and evidence is not None:
                 masks = np.stack([labels == number for number in range(1, labels.max() + 1)])
-                names = namer.name_regions(evidence, index, torch.from_numpy(masks * values))
+                names = namer.name_regions(evidence, index * views, torch.from_numpy(masks * values))
             boxes = share_boxes(labels)
             if not read_upright:
                 labels, values = upright(labels, standing.turn), upright(values, standing.turn)  # noqa: PLW2901

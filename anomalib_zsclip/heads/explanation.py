@@ -24,7 +24,7 @@ TEMPLATES = ("a {}", "an object with a {}", "a surface with a {}", "a photo of a
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a batch of images says about the names of their defects, for naming single regions later.
+    """What a batch of images, or views of images, says about the names of their defects, for naming regions later.
 
     Attributes:
         tokens: Patches in the joint space, of unit length, ``[B, L, D]``.
@@ -52,8 +52,9 @@ class DefectNamer(DynamicBufferMixin):
         top: Words that are named.
 
     Attributes:
-        keeps_evidence: Whether what was seen of a batch is kept until the next one, for :meth:`name_regions`.
-        evidence: What was seen of the last batch.
+        keeps_evidence: Whether what was seen is kept, for :meth:`name_regions`.
+        evidence: What was seen first since somebody took it, and set it to ``None``: of a batch of whole pictures, or of a
+            batch of views of which each picture's first is the whole one.
     """
 
     text_features: Tensor
@@ -103,7 +104,7 @@ class DefectNamer(DynamicBufferMixin):
         patches = F.adaptive_avg_pool2d(anomaly_map.unsqueeze(1), evidence.grid).flatten(1)  # [B, L]
         count = max(1, round(self.share * patches.shape[1]))
         region = patches.topk(count, dim=1).indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-        if self.keeps_evidence:
+        if self.keeps_evidence and self.evidence is None:
             self.evidence = evidence
         return self._compare(tokens.gather(1, region).mean(dim=1), evidence.image_embedding, evidence.logit_scale)
 

@@ -67,7 +67,7 @@ class RegionFiles(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget another run, and have the model keep what names are made of."""
         del trainer
-        self._rows, self._threshold = [], pixel_threshold(pl_module)
+        self._rows = []
         _keep_evidence(pl_module, True)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -79,6 +79,7 @@ class RegionFiles(Callback):
         del args
         if outputs.anomaly_map is None:
             return
+        self._threshold = pixel_threshold(pl_module)
         # Where our own rules do not read, anomalib's reader leaves turned pictures as they lie.
         outputs.regions = self._find(outputs, _namer(pl_module), read_upright=rules_of(trainer) is not None)
         paths = outputs.image_path if outputs.image_path is not None else [""] * len(outputs.regions)
@@ -122,7 +123,8 @@ class RegionFiles(Callback):
         maps = maps.reshape(-1, *maps.shape[-2:])
         paths = [batch.image_path] if isinstance(batch.image_path, (str, Path)) else batch.image_path
         evidence = namer.evidence if namer is not None else None
-        if evidence is not None and len(evidence.tokens) != len(maps):
+        views, others = divmod(len(evidence.tokens), len(maps)) if evidence is not None else (0, 0)
+        if others:
             evidence = None
         found = []
         for index, values in enumerate(maps):
@@ -134,7 +136,7 @@ class RegionFiles(Callback):
             names = []
             if namer is not None and evidence is not None:
                 masks = np.stack([labels == number for number in range(1, labels.max() + 1)])
-                names = namer.name_regions(evidence, index, torch.from_numpy(masks * values))
+                names = namer.name_regions(evidence, index * views, torch.from_numpy(masks * values))
             boxes = share_boxes(labels)
             if not read_upright:
                 labels, values = upright(labels, standing.turn), upright(values, standing.turn)  # noqa: PLW2901

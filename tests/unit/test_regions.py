@@ -139,12 +139,12 @@ def make_batch(paths: list[Path], maps: list[np.ndarray]) -> ImageBatch:
 
 
 def run(
-    folder: Path, *batches: ImageBatch, namer: Any = None, interrupt: bool = False, **arguments: Any
+    folder: Path, *batches: ImageBatch, threshold: float = 0.5, interrupt: bool = False, **arguments: Any
 ) -> RegionFiles:
     callback = RegionFiles(**arguments)
     trainer = SimpleNamespace(default_root_dir=str(folder), global_rank=0, world_size=1)
-    post_processor = SimpleNamespace(normalized_pixel_threshold=torch.tensor(0.5))
-    module = SimpleNamespace(post_processor=post_processor, model=SimpleNamespace(namer=namer))
+    post_processor = SimpleNamespace(normalized_pixel_threshold=torch.tensor(threshold))
+    module = SimpleNamespace(post_processor=post_processor, model=SimpleNamespace(namer=None))
     callback.on_predict_start(trainer, module)
     for number, batch in enumerate(batches):
         callback.on_predict_batch_end(trainer, module, batch, None, number)
@@ -178,6 +178,17 @@ def test_files_hold_every_picture_and_every_region(tmp_path: Path, interrupt: bo
     assert [line[1:6] for line in lines] == [["1", "20", "10", "20", "5"], ["2", "120", "30", "40", "10"]]
     assert lines[0][10:12] == ["0.75", "0.75"]
     assert lines[0][12:] == ["", ""]
+
+
+@pytest.mark.parametrize(("threshold", "written", "count"), [(0.6, 0.6, 1), (0.75, 0.75, 0), (float("nan"), 0.5, 1)])
+def test_the_threshold_is_that_of_the_post_processor(
+    tmp_path: Path, threshold: float, written: float, count: int
+) -> None:
+    batch = make_batch([save_picture(tmp_path / "a.png", (100, 100))], [map_with((10, 20, 10, 10, 0.7))])
+    run(tmp_path, batch, threshold=threshold, min_region=0.01)
+    content = json.loads((tmp_path / "regions.json").read_text())
+    assert (content["pixel_threshold"], content["min_region"]) == (written, 0.01)
+    assert len(content["images"][0]["regions"]) == len(batch.regions[0]) == count
 
 
 @pytest.mark.parametrize("read_upright", [False, True])
@@ -240,13 +251,37 @@ def test_each_region_has_a_name_of_its_own(tiny: ClipBackbone, tmp_path: Path) -
     assert not two.namer.keeps_evidence
 
 
-def test_evidence_of_other_images_names_nothing(tiny: ClipBackbone, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("images", "name"), [(1, "stain"), (2, "stain"), (3, None)])
+def test_the_first_view_of_a_picture_names_and_evidence_of_other_images_does_not(
+    tiny: ClipBackbone, tmp_path: Path, images: int, name: str | None
+) -> None:
     two = Two(tiny)
     two.namer.evidence = two.evidence
-    batch = make_batch([save_picture(tmp_path / "a.png", (9, 9))], [map_with((5, 5, 20, 20, 0.7))])
-    callback = RegionFiles()
-    (picture,) = callback._find(batch, two.namer, read_upright=True)
-    assert picture[0].name is None
+    path = save_picture(tmp_path / "a.png", (9, 9))
+    batch = make_batch([path] * images, [map_with((5, 5, 20, 20, 0.7))] * images)
+    first, *_ = RegionFiles()._find(batch, two.namer, read_upright=True)
+    assert first[0].name == name
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_what_was_seen_first_is_kept_until_it_is_taken(tiny: ClipBackbone, keeps: bool) -> None:
+    namer = DefectNamer(tiny.embed_dim, Two.words)
+    namer.setup(tiny)
+    namer.keeps_evidence = keeps
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for part in (images[:2], images[2:]):
+        features = tiny.forward_intermediates(part, namer.request(tiny))
+        namer(features, tiny, torch.rand(len(part), 32, 32))
+    assert (namer.evidence is not None) is keeps
+    if keeps:
+        assert namer.evidence.tokens.shape[0] == 2
+        whole = torch.ones(1, 32, 32)
+        ((word, score),) = namer.name_regions(namer.evidence, 1, whole)
+        features = tiny.forward_intermediates(images[1:2], namer.request(tiny))
+        namer.share = 1.0
+        wanted = namer(features, tiny, torch.rand(1, 32, 32))[0]
+        assert word == namer.words[int(wanted.argmax())]
+        assert score == pytest.approx(float(wanted.max()), abs=1e-5), "a region of all patches is the picture's name"
 
 
 # ---------------------------------------------------------------------- places

@@ -6,7 +6,7 @@
 
 Prints a table and writes ``tiles.json``: AUROC of scores and of pixels (at the working size of each), the mean number of
 views, milliseconds per picture (pre-processing included, reading not) and per view, and the largest memory of the process.
-``--shares`` prints the AUROC for several shares of the tiles, from the same passes.
+``--shares`` measures several shares of the tiles, each with passes of its own.
 """
 
 from __future__ import annotations

@@ -206,7 +206,9 @@ def test_a_picture_opens_large_with_its_regions_and_arrows_go_on(page: Any, fold
         page, lambda: page.execute_script("return [...document.querySelectorAll('#large img')].every(i => i.complete)")
     )
     widths = page.execute_script("return [...document.querySelectorAll('#large img')].map(i => i.naturalWidth)")
-    assert widths == [3 * 48] * 3, "image, map and mask are windows on the one strip"
+    assert widths == [3 * 48] * 3
+    shown = page.execute_script("return [...document.querySelectorAll('#large img')].map(i => i.style.left)")
+    assert shown == ["0%", "-100%", "-200%"], "image, map and mask are windows on the one strip"
     assert "0, 0" in text(page, "large-facts")
     assert len(dialog.find_elements(By.CSS_SELECTOR, ".box")) == 2
     dialog.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)

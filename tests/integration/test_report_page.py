@@ -124,6 +124,14 @@ def test_the_counts_are_those_of_the_table_at_any_threshold(page: Any, folder: P
         assert_counts(page, folder, threshold)
 
 
+def test_a_score_at_the_threshold_does_not_exceed_it(page: Any, folder: Path) -> None:
+    scores = np.array([row["score"] for row in read_page(folder)["rows"] if row["score"] is not None])
+    at = sorted(scores)[200]
+    page.find_element(By.ID, "threshold").send_keys(Keys.CONTROL, "a", Keys.NULL, repr(float(at)))
+    assert int(text(page, "c-flagged")) == (scores.astype(np.float32) > np.float32(at)).sum()
+    assert (scores == at).any()
+
+
 def test_the_line_follows_the_mouse_and_the_keys(page: Any, folder: Path) -> None:
     line = page.find_element(By.ID, "line")
     ActionChains(page).drag_and_drop_by_offset(line, 120, 0).perform()
@@ -198,7 +206,9 @@ def test_a_picture_opens_large_with_its_regions_and_arrows_go_on(page: Any, fold
         page, lambda: page.execute_script("return [...document.querySelectorAll('#large img')].every(i => i.complete)")
     )
     widths = page.execute_script("return [...document.querySelectorAll('#large img')].map(i => i.naturalWidth)")
-    assert widths == [3 * 48] * 3, "image, map and mask are windows on the one strip"
+    assert widths == [3 * 48] * 3
+    shown = page.execute_script("return [...document.querySelectorAll('#large img')].map(i => i.style.left)")
+    assert shown == ["0%", "-100%", "-200%"], "image, map and mask are windows on the one strip"
     assert "0, 0" in text(page, "large-facts")
     assert len(dialog.find_elements(By.CSS_SELECTOR, ".box")) == 2
     dialog.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)

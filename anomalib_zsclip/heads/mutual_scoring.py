@@ -68,6 +68,9 @@ class MutualScoring(DynamicBufferMixin):
         share: Share of mutual scoring in score and map, in [0, 1]; ``None`` lets the folder decide, see
             :func:`folder_share`.
         windows: Numbers of images for the evening out; empty for none.
+
+    Attributes:
+        suits: Whether the folder that was last looked at fits together.
     """
 
     scale: Tensor
@@ -87,6 +90,7 @@ class MutualScoring(DynamicBufferMixin):
             raise ArgumentError(msg)
         self.share = share
         self.windows = tuple(windows)
+        self.suits = True  # whether the folder fits together, as far as its own scores tell
         self.register_buffer("scale", torch.empty(0))  # [score | map, text | mutual, median | spread]
         self.register_buffer("fitted_share", torch.tensor(1.0))
         self.register_buffer("raw_scores", torch.empty(0))
@@ -100,10 +104,11 @@ class MutualScoring(DynamicBufferMixin):
 
     def describe(self) -> str:
         """One sentence on how the folder counts."""
+        strange = "" if self.suits else " The images have little in common: are they of one product?"
         if not self.scale.numel():
-            return ""
+            return strange
         origin = "as the folder suggests" if self.share is None else "as mutual_share says"
-        return f" Their comparison has {float(self.fitted_share):.0%} of scores and maps, {origin}."
+        return f" Their comparison has {float(self.fitted_share):.0%} of scores and maps, {origin}.{strange}"
 
     def recipe(self) -> Recipe:
         """What scores depend on, besides the images of the folder."""
@@ -125,6 +130,8 @@ class MutualScoring(DynamicBufferMixin):
         """
         mutual = self.published(folder.patches, folder.grid, size)
         images = len(folder.embeddings)
+        suggested = folder_share(folder.patches.unflatten(0, (images, -1))[:, 0])
+        self.suits = bool(suggested > 0)
         if self.windows and max(self.windows) > images:
             msg = f"windows={list(self.windows)}: the largest is more than the {images} images."
             raise ArgumentError(msg)
@@ -138,8 +145,7 @@ class MutualScoring(DynamicBufferMixin):
             return HeadOutput(self._rescored(mutual.score, folder.embeddings, itself), mutual.anomaly_map)
         pairs = ((folder.scores, mutual.score), (folder.maps, mutual.anomaly_map))
         self.scale = torch.stack([torch.stack([centre_and_spread(values) for values in pair]) for pair in pairs])
-        whole = folder.patches.unflatten(0, (images, -1))[:, 0]
-        share = folder_share(whole) if self.share is None else torch.tensor(self.share)
+        share = suggested if self.share is None else torch.tensor(self.share)
         self.fitted_share = share.to(self.scale)
         return self._fused(HeadOutput(folder.scores, folder.maps), mutual)
 

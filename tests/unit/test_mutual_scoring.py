@@ -192,6 +192,11 @@ def test_the_share_is_of_folders_that_fit_together() -> None:
     layouts = patches + torch.rand(20, 1, generator=generator)  # every image is unlike the others as a whole
     assert float(folder_share(product)) == pytest.approx(LARGEST_SHARE)
     assert float(folder_share(layouts)) == 0
+    for patches_of_folder, suits in ((product, True), (layouts, False)):
+        scoring = MutualScoring()
+        scoring.fit(FolderScores(patches_of_folder, (8, 8), unit(20, 5)), (8, 8))
+        assert scoring.suits == suits
+        assert ("one product?" in scoring.describe()) == (not suits)
     between = patches + 0.16 * torch.rand(20, 1, generator=generator)
     between[:, 5] += 0.3 * torch.rand(20, generator=generator)
     assert 0 < float(folder_share(between)) < LARGEST_SHARE

@@ -207,7 +207,7 @@ def test_unreadable_images_are_named(content: bytes | None, tmp_path: Path, engi
         content = whole[: len(whole) // 2]
     (folder / "b_bad.png").write_bytes(content)
     with pytest.raises(ImageReadError, match=r"b_bad\.png"):
-        engine.predict(make("ClipAd"), data_path=folder)
+        engine.predict(ClipAd(backbone="builtin", on_unreadable="stop"), data_path=folder)
 
 
 def test_checkpoints_of_other_backbones_are_refused(data: SyntheticDefects, engine: Engine, monkeypatch) -> None:

@@ -79,11 +79,13 @@ def register() -> None:
     from anomalib import models as anomalib_models
 
     from . import data, models
+    from .data.data_argument import explain_wrong_data
     from .outputs.log import quiet_start
 
     for name in models.__all__:
         setattr(anomalib_models, name, getattr(models, name))
     quiet_start(models.__all__)
+    explain_wrong_data(models.__all__)
     for name in data.__all__:
         setattr(anomalib_data, name, getattr(data, name))
     allowed = ("", ".benchmark", ".benchmark.comparison", ".comparison", ".models")

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 READERS = ("PIL", "anomalib.data", "torchvision.io", "torch.utils.data")
 """Packages whose frames show that an exception came out of reading images, and not out of our own arguments."""
 
+WRITERS = ("anomalib_zsclip.outputs.", "anomalib.visualization.")
+"""Packages that use the same ones to draw and to write."""
+
 LOOKED_THROUGH = 16
 """Most images with an alpha channel whose pixels are looked at: it takes as long as reading them."""
 
@@ -173,13 +176,11 @@ def _files_of_module(datamodule: Any, *names: str, masks: bool = False) -> list[
 
 
 def _is_of_reading(exception: BaseException) -> bool:
-    """Whether an exception was raised while images were read."""
-    return any(
-        name == reader or name.startswith(f"{reader}.")
-        for frame in _frames(exception)
-        for name in (str(frame.f_globals.get("__name__", "")),)
-        for reader in READERS
-    )
+    """Whether an exception was raised while images were read, and not while results were drawn or written."""
+    modules = [f"{frame.f_globals.get('__name__', '')}." for frame in _frames(exception)]
+    if any(module.startswith(WRITERS) for module in modules):
+        return False
+    return any(module.startswith(f"{reader}.") for module in modules for reader in READERS)
 
 
 def _frames(exception: BaseException) -> Iterator[FrameType]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,8 @@ def _problem(images: object) -> str:
     low, high = (float(value) for value in torch.aminmax(images))
     if low >= -TOLERANCE and high <= 1 + TOLERANCE:
         return ""
+    if not math.isfinite(low + high):
+        return "values that are no finite numbers: look where they come from"
     found = f"values from {low:.4g} to {high:.4g}"
     if low >= 0:
         return f"{found}: divide by 255, or by the largest value of your camera"

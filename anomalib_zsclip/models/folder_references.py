@@ -98,6 +98,13 @@ def fill_unlabelled(module: Detector, trainer: Trainer | None, recipe: Recipe, *
     images = _images_at_hand(module, trainer)
     if images is None:
         return _keep(module, recipe, must=trainer is None or trainer.state.fn != "validate")
+    if len(images) < FEWEST and module.unlabelled_dir is None and bank.has_unlabelled and not _misfits(module, recipe):
+        logger.info(
+            "Compared with the %d unlabelled images of before: the %s are too few for each other.",
+            bank.unlabelled.shape[1],
+            images.origin.removeprefix("the "),
+        )
+        return True
     chosen = images.pick(len(images) if module.unlabelled == ALL else int(module.unlabelled))
     recipe = {**recipe, "images": images.identity(chosen)}
     if bindings.unlabelled == recipe and bank.has_unlabelled:
@@ -126,10 +133,10 @@ def _images_at_hand(module: Detector, trainer: Trainer | None) -> NormalImages |
 
 def _keep(module: Detector, recipe: Recipe, *, must: bool) -> bool:
     """Go on with the unlabelled images that are in the memory bank."""
-    bank, made = module.model.memory_bank, module.bindings.unlabelled
+    bank = module.model.memory_bank
     assert bank is not None
-    if bank.has_unlabelled and made is not None:
-        wrong = [name for name in recipe if made.get(name) != recipe[name]]
+    if bank.has_unlabelled and module.bindings.unlabelled is not None:
+        wrong = _misfits(module, recipe)
         if not wrong:
             return True
         msg = (
@@ -144,6 +151,12 @@ def _keep(module: Detector, recipe: Recipe, *, must: bool) -> bool:
         "images, most of them good>, or predict or test a folder: its own images are taken then."
     )
     raise ArgumentError(msg)
+
+
+def _misfits(module: Detector, recipe: Recipe) -> list[str]:
+    """Settings in which the unlabelled images of the memory bank differ from what is wanted, besides the images."""
+    made = module.bindings.unlabelled or {}
+    return [name for name in recipe if made.get(name) != recipe[name]]
 
 
 @dataclass
@@ -193,7 +206,8 @@ def fill(model: ZeroShotModel, images: NormalImages, indices: list[int], transfo
     left_out = "" if folder is None else _left_out(folder)
     if folder is None or count < FEWEST:
         msg = (
-            f"There are {count} different images to compare with ({images.origin}{left_out}), and {FEWEST} are needed."
+            f"There are {count} different images to compare with ({images.origin}{left_out}), and {FEWEST} are needed: add "
+            "images, or give unlabelled_dir=<folder of images, most of them good>."
         )
         raise ArgumentError(msg)
     bank.remember_unlabelled(folder.patches)

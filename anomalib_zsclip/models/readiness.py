@@ -112,7 +112,7 @@ def differences(made: Recipe, wanted: Recipe, prefix: str = "") -> list[str]:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).replace("\\n", " ").split())  # transforms are written over several lines
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -237,8 +237,12 @@ class MonotonePostProcessor(DynamicBufferMixin, PostProcessor):
 
     @property
     def good_scores(self) -> Tensor:
-        """Scores of the good parts that the threshold was made from, on the scale of the predictions, ``[n]``, rising."""
-        return self._on_scale(self.normal_scores.sort().values)
+        """Scores of the good parts that the threshold was made from, on the scale of the predictions, ``[n]``, rising.
+
+        There are none where it was made from unlabelled images: some of those are defective.
+        """
+        known = self.normal_scores if int(self.source) != FOLDER else self.normal_scores[:0]
+        return self._on_scale(known.sort().values)
 
     def threshold_for(self, false_alarms: float) -> float:
         """The threshold that a share of false alarms would give, on the scale of the predictions.
@@ -246,8 +250,8 @@ class MonotonePostProcessor(DynamicBufferMixin, PostProcessor):
         Raises:
             ValueError: If there are fewer than two good parts.
         """
-        if len(self.normal_scores) < 2:
-            msg = f"A threshold needs at least two good parts, and there are {len(self.normal_scores)}."
+        if len(self.good_scores) < 2:
+            msg = f"A threshold needs at least two good parts, and there are {len(self.good_scores)}."
             raise ValueError(msg)
         return float(self._on_scale(threshold_from_normal(self.normal_scores, false_alarms) + ROUNDING))
 

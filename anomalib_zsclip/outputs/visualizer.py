@@ -38,6 +38,8 @@ BATCHES_WAITING = 2
 """Batches whose pictures may wait to be drawn, which bounds the memory."""
 FAR_LARGER = 3
 """Pixels of a map along one of the panel's from which on a spot can fall between them."""
+LEAST_BOX = 5
+"""Least width and height of a box of a region, in pixels of the panel: a frame, and what it frames."""
 CAPTION_HEIGHT = 24
 CONTOUR_COLOR = (255, 0, 0)
 
@@ -115,12 +117,14 @@ class FixedScaleVisualizer(ImageVisualizer):
     def _boxes(self, panel: Image.Image, regions: PictureRegions | None) -> Image.Image:
         """Draw the boxes of the regions, white on black, so that they stand out on any picture."""
         pen = ImageDraw.Draw(panel)
-        for left, top, wide, high in regions.judged_boxes if regions is not None else ():
-            corners = [left * panel.width, top * panel.height, (left + wide) * panel.width, (top + high) * panel.height]
-            pen.rectangle(corners, outline="black", width=3)
-            pen.rectangle(
-                [corner + inset for corner, inset in zip(corners, (1, 1, -1, -1), strict=True)], outline="white"
-            )
+        for box in regions.judged_boxes if regions is not None else ():
+            ends = [
+                _least_length(start * side, (start + length) * side, side)
+                for start, length, side in zip(box[:2], box[2:], panel.size, strict=True)
+            ]
+            (left, right), (top, bottom) = ends
+            pen.rectangle((left, top, right, bottom), outline="black", width=3)
+            pen.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline="white")
         return panel
 
     def on_test_batch_end(
@@ -185,6 +189,12 @@ class FixedScaleVisualizer(ImageVisualizer):
             pool.shutdown()
         for picture in pending:
             picture.result()
+
+
+def _least_length(start: float, end: float, side: int) -> tuple[float, float]:
+    """Ends of a box along one side of a panel, with room for its frame: large pictures have regions of less than a pixel."""
+    middle = min(max((start + end) / 2, LEAST_BOX / 2), side - LEAST_BOX / 2)
+    return min(start, middle - LEAST_BOX / 2), max(end, middle + LEAST_BOX / 2)
 
 
 def panels_of(predictions: Any) -> list[str]:  # noqa: ANN401 - any of anomalib's items and batches

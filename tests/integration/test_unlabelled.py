@@ -69,6 +69,12 @@ def test_a_folder_and_nothing_else(kind: type, folder: Path, tmp_path: Path, cap
     # A plain call afterwards judges by the same references.
     image = PredictDataset(own, image_size=(SIZE, SIZE))[0].image[None]
     assert float(model(image).pred_score) == pytest.approx(found[sorted(found)[0]], abs=1e-4)
+    # So is a picture that comes alone, with which there is nothing else to compare.
+    with caplog.at_level(logging.INFO, logger="anomalib_zsclip"):
+        alone = scores(engine(tmp_path).predict(model, data_path=own / "10.png"))
+    assert alone["10"] == pytest.approx(found["10"], abs=1e-4)
+    assert "Compared with the 11 unlabelled images of before" in caplog.text
+    assert int(model.post_processor.source) == FOLDER
     # Another folder brings references of its own.
     before = model.model.memory_bank.unlabelled
     for name in BAD:
@@ -124,7 +130,7 @@ def test_too_few_pictures(kind: type, folder: Path, tmp_path: Path, caplog: pyte
         shutil.copy(folder / f"{name}.png", own)
     model = make(kind, unlabelled=12)
     if kind is MuSc:
-        with pytest.raises(ArgumentError, match="4 different images"):
+        with pytest.raises(ArgumentError, match=r"4 different images.*unlabelled_dir="):
             engine(tmp_path).predict(model, data_path=own)
         return
     with caplog.at_level(logging.WARNING, logger="anomalib_zsclip"):

@@ -6,12 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from anomalib.data import PredictDataset
+import torch
+from anomalib.data import ImageItem, PredictDataset
 from PIL import Image
 
 from anomalib_zsclip.errors import ArgumentError, CheckpointError, ImageReadError
 from anomalib_zsclip.images import checks
 from anomalib_zsclip.images.checks import UnreadableImages
+from anomalib_zsclip.outputs.visualizer import FixedScaleVisualizer
 
 
 @pytest.fixture
@@ -59,3 +61,10 @@ def test_other_errors_stay_and_no_image_is_decoded_for_them(
 ) -> None:
     monkeypatch.setattr(checks, "_unreadable", lambda path: pytest.fail("decoded"))
     UnreadableImages().on_exception(trainer_of(folder), None, raised(lambda: fail(error)))
+
+
+def test_an_error_of_drawing_is_not_blamed_on_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_unreadable", lambda path: pytest.fail("decoded"))
+    item = ImageItem(image=torch.zeros(3, 8, 8), image_path=str(folder / "b.png"))
+    error = raised(lambda: FixedScaleVisualizer().visualize(item))
+    UnreadableImages().on_exception(trainer_of(folder), None, error)

@@ -31,7 +31,8 @@ def test_right_images_pass(images: torch.Tensor) -> None:
         (RIGHT[0], "unsqueeze"),
         (RIGHT[:0], "no pixels"),
         (RIGHT.numpy(), "ndarray: make a tensor"),
-        (RIGHT * float("nan"), "values from nan"),
+        (RIGHT * float("nan"), "no finite numbers"),
+        (RIGHT * float("inf"), "no finite numbers"),
     ],
 )
 def test_wrong_images_are_refused_with_what_to_do(images: torch.Tensor | np.ndarray, message: str) -> None:

@@ -53,6 +53,16 @@ def test_importing_anomalib_alone_finds_us() -> None:
     assert result.stdout.strip().endswith("True True"), result.stderr
 
 
+def test_the_engine_may_be_imported_first_as_the_command_does() -> None:
+    result = run(
+        "import _anomalib_zsclip_hook; import anomalib.engine; import anomalib.data as d, anomalib.models as m; "
+        "print(hasattr(m, 'ZsClip'), hasattr(d, 'SyntheticDefects'))",
+        PYTHONPATH=f"{HOOK}{os.pathsep}{HOOK.parent}",
+    )
+    assert result.stdout.strip().endswith("True True"), result.stderr
+    assert "could not be loaded" not in result.stderr
+
+
 def test_the_hook_is_small_and_can_be_switched_off() -> None:
     code = (
         "import os, sys; before = set(sys.modules); import _anomalib_zsclip_hook as h; h.install(); "

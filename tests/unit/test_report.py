@@ -228,3 +228,13 @@ def test_without_good_parts_there_is_no_table(scores: list[float]) -> None:
     assert choices(post_processor) == []
     with pytest.raises(ValueError, match="at least two"):
         post_processor.threshold_for(0.1)
+
+
+def test_unlabelled_images_are_not_shown_as_good_parts(tmp_path: Path) -> None:
+    post_processor = MonotonePostProcessor()
+    scores = torch.tensor([0.1, 0.12, 0.15, 0.2, 0.22, 0.9])
+    post_processor.decide_from_folder(scores, scores, expected_defects=0.1)
+    assert choices(post_processor) == []
+    paths = save_pictures(tmp_path / "in", ["1.png"])
+    run_callbacks(tmp_path / "out", [make_batch(paths, [0.7])], module=make_module(post_processor=post_processor))
+    assert read_page(tmp_path / "out")["run"]["good"] is None

@@ -12,6 +12,7 @@ import torch
 from anomalib.data import ImageBatch, ImageItem
 from PIL import Image
 
+from anomalib_zsclip.outputs.regions import PictureRegions
 from anomalib_zsclip.outputs.visualizer import FixedScaleVisualizer
 
 
@@ -130,3 +131,17 @@ def test_a_small_spot_of_a_large_map_is_seen_in_the_panel() -> None:
     assert heat[150, 70].max() > 60
     assert np.asarray(visualizer._mask(values)).max() == 255
     assert not heat[:100].any()
+
+
+@pytest.mark.parametrize(
+    "box", [(0.5, 0.25, 0.001, 0.3), (0.5, 0.25, 0.3, 0.001), (0.999, 0.999, 0.001, 0.001), (0, 0, 0, 0)]
+)
+def test_a_region_of_less_than_a_pixel_of_the_panel_has_a_box_that_is_seen(box: tuple[float, ...]) -> None:
+    visualizer = FixedScaleVisualizer(field_size=(128, 64))
+    drawn = visualizer._boxes(Image.new("RGB", (128, 64), "gray"), PictureRegions(6000, 4000, judged_boxes=(box,)))
+    ys, xs = np.nonzero((np.asarray(drawn) == 255).all(axis=2))
+    left, top, wide, high = box
+    assert xs.min() - 4 <= left * 128 <= (left + wide) * 128 <= xs.max() + 4
+    assert ys.min() - 4 <= top * 64 <= (top + high) * 64 <= ys.max() + 4
+    assert np.ptp(xs) >= 2
+    assert np.ptp(ys) >= 2

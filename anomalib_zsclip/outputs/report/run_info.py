@@ -68,7 +68,7 @@ def _metrics(trainer: Any) -> dict[str, float]:  # noqa: ANN401
 
 
 def _good_parts(post_processor: object) -> dict[str, Any] | None:
-    if not isinstance(post_processor, MonotonePostProcessor) or len(post_processor.normal_scores) < 2:
+    if not isinstance(post_processor, MonotonePostProcessor) or len(post_processor.good_scores) < 2:
         return None
     scores = [float(f"{score:.9g}") for score in post_processor.good_scores.tolist()]
     return {

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 
 from anomalib_zsclip.errors import ArgumentError
@@ -74,6 +73,8 @@ def inspect(
         >>> for part in anomalib_zsclip.inspect("parts", backbone="builtin"):  # doctest: +SKIP
         ...     print(part.path, part.score, part.is_anomalous, [region.box for region in part.regions])
     """
+    from anomalib.engine import Engine  # it imports anomalib.models, which may be what imports us
+
     if isinstance(model, AnomalibModule):
         if normal_dir is not None or arguments:
             given = ", ".join([*(["normal_dir"] if normal_dir is not None else []), *arguments])

@@ -17,11 +17,12 @@ configuration where a class would:
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from anomalib import models as anomalib_models
@@ -30,6 +31,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import OmegaConf
+from tqdm.auto import tqdm
 
 from anomalib_zsclip.errors import ArgumentError
 
@@ -64,7 +66,8 @@ def comparable(model: str, arguments: Iterable[Mapping[str, Any]] = ()) -> Anoma
             a mapping, and models with different arguments would not fit in one table.
 
     Raises:
-        ArgumentError: If there is no such model, or it does not take the arguments.
+        ArgumentError: If there is no such model, or it has no arguments of these names. Everything else that goes wrong
+            where it is made, such as weights that are missing, is raised by its jobs: the others go on.
     """
     cls = getattr(anomalib_models, model, None)
     if not (isinstance(cls, type) and issubclass(cls, AnomalibModule)):
@@ -85,6 +88,34 @@ def comparable(model: str, arguments: Iterable[Mapping[str, Any]] = ()) -> Anoma
     except TypeError as error:
         msg = f"arguments of {model}: {error}."
         raise ArgumentError(msg) from error
+    except Exception as error:
+        return cast("AnomalibModule", Unavailable(model, error))
+
+
+class Unavailable:
+    """Stands for a model that cannot be made on this machine; whatever is asked of it, it raises the reason.
+
+    anomalib makes models between the jobs of a benchmark, where an error ends all of them and loses the results. Raised by
+    a job, it costs this job alone. The reason is said in one line, once.
+    """
+
+    said: ClassVar[set[str]] = set()
+
+    def __init__(self, model: str, error: Exception) -> None:
+        self.reason = f"{model} is left out: {type(error).__name__}: {' '.join(str(error).split())}"
+        if self.reason not in self.said:
+            self.said.add(self.reason)
+            tqdm.write(self.reason, file=sys.stderr)
+
+    def __getattr__(self, name: str) -> object:
+        """Raise the reason."""
+        if name.startswith("__") or name == "reason":  # Python's own questions, as when it is sent to another process
+            raise AttributeError(name)
+        raise UnavailableError(self.reason)
+
+
+class UnavailableError(RuntimeError):
+    """A job of a benchmark has no model."""
 
 
 class CostEvaluator(PapersEvaluator):

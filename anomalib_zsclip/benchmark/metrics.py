@@ -16,7 +16,6 @@ from anomalib.metrics import AnomalibMetric
 from scipy import ndimage
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 EXACT_PIXELS = 2**25
 """Values that a metric keeps with all digits: 125 maps of 518 px, in 270 MB. All images of most categories."""
@@ -103,11 +102,19 @@ class ValueCounts(Metric):
 
     def _bin(self) -> None:
         """Count the values at hand by their leading bits, and drop them."""
-        rows = [
-            _count(key >> LOST_BITS << LOST_BITS, weight) for key, weight in zip(self.keys, self.weights, strict=True)
-        ]
-        self.bins = [_merge(torch.cat([*self.bins, *rows]))]
+        self.bins = [self._rows(binned=True).to(self.keys[-1].device)]  # where processes exchange them
         self.keys, self.weights = [], []
+
+    def _rows(self, *, binned: bool) -> Tensor:
+        """Everything that was counted, as rows of key, normal, anomalous, by ascending key."""
+        rows = [part.cpu() for part in (self.bins if isinstance(self.bins, list) else [self.bins])]
+        if len(self.keys):
+            keys, weights = (
+                torch.cat([part.cpu() for part in parts]) if isinstance(parts, list) else parts.cpu()
+                for parts in (self.keys, self.weights)
+            )
+            rows.append(_count(keys >> LOST_BITS << LOST_BITS if binned else keys, weights))
+        return _merge(torch.cat(rows)) if len(rows) > 1 else rows[0]
 
     def reset(self) -> None:
         """Forget everything."""
@@ -115,12 +122,8 @@ class ValueCounts(Metric):
         self.number = 0
 
     def counts(self) -> Counts:
-        """Everything that was counted."""
-        rows = [part.cpu() for part in (self.bins if isinstance(self.bins, list) else [self.bins])]
-        if len(self.keys):
-            rows.append(_count(dim_zero_cat(self.keys).cpu(), dim_zero_cat(self.weights).cpu()))
-        merged = _merge(torch.cat(rows)) if len(rows) > 1 else rows[0]
-        merged = merged.flip(0)
+        """Everything that was counted: all values with all digits, or all of them in bins."""
+        merged = self._rows(binned=len(self.bins) > 0).flip(0)
         return Counts(_values(merged[:, 0].long().int()), merged[:, 1], merged[:, 2])
 
 
@@ -299,13 +302,19 @@ def _values(keys: Tensor) -> Tensor:
 
 
 def _count(keys: Tensor, weights: Tensor) -> Tensor:
-    """Rows of key, number of normal values, weight of anomalous ones, by ascending key; float64, which holds every key."""
-    distinct, places = keys.unique(return_inverse=True)
-    rows = torch.zeros(len(distinct), 3, dtype=torch.float64, device=keys.device)
-    rows[:, 0] = distinct.double()
-    rows[:, 1].index_add_(0, places, (weights == 0).double())
-    rows[:, 2].index_add_(0, places, weights.double())
-    return rows
+    """Rows of key, number of normal values, weight of anomalous ones, by ascending key; float64, which holds every key.
+
+    NumPy sorts numbers ten times as fast as torch sorts them with their places, and places are needed for anomalous values
+    alone, which are few.
+    """
+    distinct, numbers = np.unique(keys.numpy(), return_counts=True)
+    anomalous = weights != 0
+    places = np.searchsorted(distinct, keys[anomalous].numpy())
+    rows = np.empty((len(distinct), 3))
+    rows[:, 0] = distinct
+    rows[:, 1] = numbers - np.bincount(places, minlength=len(distinct))
+    rows[:, 2] = np.bincount(places, weights[anomalous].numpy(), minlength=len(distinct))
+    return torch.from_numpy(rows)
 
 
 def _merge(rows: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from anomalib_zsclip.prompts.learned import CRANE, OFFICIAL, PromptLearner, load
 
 from .base import LearnableHead
 from .options import HeadOptions, Recipe
+from .published_weights import way_out
 
 LEARNING_RATE = 1e-3  # of Adam, in both papers
 
@@ -144,16 +145,16 @@ class LearnedPromptsHead(DynamicBufferMixin, LearnableHead):
         if path is None and backbone.name == loading.BUILTIN and shipped:
             path = self.shipped_prompts
         if path is None:
-            builtin = (
-                "; or take the built-in backbone, for which learned prompts are shipped (backbone='builtin')"
-                if shipped
-                else ""
-            )
+            ways = [
+                "give a file of learned prompts (checkpoint=<path of a .safetensors, or of the published .pth>; "
+                f"{self.VARIANT}_checkpoint= for ZsClip) or the checkpoint of a trained model (ckpt_path)",
+                way_out(self.VARIANT, backbone, "checkpoint"),
+                "learn them on labelled auxiliary images (learn=True, with the data module ZeroShotTransfer)",
+            ]
+            if shipped:
+                ways.append("take the built-in backbone, for which learned prompts are shipped (backbone='builtin')")
             msg = (
-                f"{self.METHOD} has no learned prompts for the backbone {backbone.name!r}. {'Three' if shipped else 'Two'} "
-                "ways out: give a file of learned prompts (checkpoint=<path of a .safetensors, or of the published .pth>; "
-                f"{self.VARIANT}_checkpoint= for ZsClip) or the checkpoint of a trained model (ckpt_path); learn them on "
-                f"labelled auxiliary images (learn=True, with the data module ZeroShotTransfer){builtin}."
+                f"{self.METHOD} has no learned prompts for the backbone {backbone.name!r}. Ways out: {'; '.join(ways)}."
             )
             raise ArgumentError(msg)
         prompts = load_prompts(path)

@@ -161,16 +161,38 @@ def check_backbone(head: str, backbone: ClipBackbone, argument: str) -> None:
     Raises:
         ArgumentError: If it is another one; the message says which one they belong to.
     """
-    name, tag = weights_of(head, "mvtec").backbone
-    is_file = Path(backbone.pretrained).expanduser().is_file()
-    if backbone.name.removesuffix(QUICK_GELU) == name and (is_file or backbone.pretrained == tag):
+    if _belong(head, backbone):
         return
+    name, tag = weights_of(head, "mvtec").backbone
     msg = (
         f"{argument}: the published weights of {head!r} belong to the backbone {name!r} with the weights {tag!r}; this one "
         f"is {backbone.name!r} with {backbone.pretrained!r}. Pass backbone={name!r} and pretrained={tag!r} or a local file "
         "of them, or give weights of your own."
     )
     raise ArgumentError(msg)
+
+
+def _belong(head: str, backbone: ClipBackbone) -> bool:
+    name, tag = weights_of(head, "mvtec").backbone
+    is_file = Path(backbone.pretrained).expanduser().is_file()
+    return backbone.name.removesuffix(QUICK_GELU) == name and (is_file or backbone.pretrained == tag)
+
+
+def way_out(head: str, backbone: ClipBackbone, argument: str) -> str:
+    """How published weights help where a head has none, for messages that say so.
+
+    Args:
+        head: Head without weights.
+        backbone: The CLIP.
+        argument: Argument that takes the weights.
+    """
+    asked = f"{argument}={PUBLISHED!r}"
+    if _belong(head, backbone):
+        return f"take the authors' weights ({asked})"
+    name, tag = weights_of(head, "mvtec").backbone
+    return (
+        f"take the authors' weights with the CLIP that they belong to (backbone={name!r}, pretrained={tag!r}, {asked})"
+    )
 
 
 def check_obtainable(head: str, choice: str) -> None:

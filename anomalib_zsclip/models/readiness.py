@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.heads.base import LearnableHead
 from anomalib_zsclip.heads.options import Recipe
+from anomalib_zsclip.heads.published_weights import way_out
 from anomalib_zsclip.images import ClipPreProcessor, NormalImages, find_normal_images
 from anomalib_zsclip.outputs import MonotonePostProcessor
 from anomalib_zsclip.outputs.post_processing import FOLDER, NO_DATA, NORMAL_IMAGES
@@ -172,10 +173,11 @@ def _compile_text(module: Detector, class_name: str) -> None:
             logger.info("The text of %s is made anew: %s.", name, _listed(differences(made, recipe)))
         part.setup(model.backbone, class_name)
         if isinstance(part, LearnableHead) and not part.is_learned and not module.learn:
+            argument = module.weight_argument(name)
             msg = (
                 f"The head {name!r} has no learned weights for the backbone {model.backbone.name!r}. Give a file of them "
-                f"({module.weight_argument(name)}=<file>), or learn them (learn=True with the data module "
-                "ZeroShotTransfer), or use backbone='builtin', for which they are shipped."
+                f"({argument}=<file>), or {way_out(name, model.backbone, argument)}, or learn them (learn=True with the "
+                "data module ZeroShotTransfer), or use backbone='builtin', for which they are shipped."
             )
             raise CheckpointError(msg)
         bindings.text[name] = recipe

@@ -25,7 +25,7 @@ from anomalib_zsclip.heads.explanation import DEFECT_WORDS, DefectNamer
 from anomalib_zsclip.heads.memory_bank import MemoryBank
 from anomalib_zsclip.heads.mutual_scoring import MutualScoring
 from anomalib_zsclip.heads.options import HeadOptions, as_options
-from anomalib_zsclip.heads.published_weights import PUBLISHED, fits
+from anomalib_zsclip.heads.published_weights import PUBLISHED, fits, way_out
 from anomalib_zsclip.heads.random_word import RandomWordHead, RandomWordOptions
 from anomalib_zsclip.heads.sdp import SdpHead, SdpOptions
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
@@ -196,9 +196,10 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
             self.published |= chosen
         absent = [name for name in names if name in files and files[name] is None and name not in self.published]
         if absent and heads is not None:
+            argument = WEIGHT_ARGUMENTS[absent[0]]
             msg = (
                 f"heads={list(heads)} names {absent[0]!r}, for which there are no learned weights on the backbone "
-                f"{clip.name!r}. Give {WEIGHT_ARGUMENTS[absent[0]]}=<file>, or leave the head out"
+                f"{clip.name!r}. Give {argument}=<file>, or {way_out(absent[0], clip, argument)}, or leave the head out"
                 f"{_or_builtin(absent[0])}."
             )
             raise ArgumentError(msg)

@@ -566,7 +566,7 @@ def test_heads_that_the_user_did_not_name_come_from_the_checkpoint(tmp_path: Pat
         assert set(bare.model.heads) == set(model.model.heads) > {"random_word", "sdp"}
         images = torch.rand(2, 3, SIZE, SIZE)
         assert torch.allclose(bare.eval()(images).anomaly_map, model.eval()(images).anomaly_map, atol=1e-5)
-        with pytest.raises(ArgumentError, match=r"names 'sdp_plus', for which there are no learned weights"):
+        with pytest.raises(ArgumentError, match=r"no learned weights .* sdp_plus_checkpoint='published'"):
             ZsClip(backbone="builtin", heads=["sdp", "sdp_plus"])
 
 

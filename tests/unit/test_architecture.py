@@ -57,6 +57,17 @@ def test_imports_point_downwards(path: Path) -> None:
         assert other == own or ORDER.index(other) < ORDER.index(own), f"{relative} imports {name}"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_imported_that_imports_anomalibs_models_itself(path: Path) -> None:
+    """Where such a module is a program's first import, it is half-made when the package is imported."""
+    for node in ast.parse(path.read_text()).body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+        assert not [
+            name for name in names if name.startswith(("anomalib.engine", "anomalib.pipelines", "anomalib.cli"))
+        ]
+
+
 def test_modules_inside_a_room_make_no_circle() -> None:
     graph = {}
     for path in MODULES:

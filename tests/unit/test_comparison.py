@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from anomalib.engine import Engine
 from anomalib.models import get_model
 from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
 from anomalib.utils.config import flatten_dict
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from anomalib_zsclip.benchmark import PapersEvaluator, noise
-from anomalib_zsclip.benchmark.comparison import CostEvaluator, WinClipInBenchmark, comparable
+from anomalib_zsclip.benchmark.comparison import CostEvaluator, UnavailableError, WinClipInBenchmark, comparable
 from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.outputs import default_evaluator
 from anomalib_zsclip.outputs.post_processing import MonotonePostProcessor
@@ -71,6 +73,23 @@ def test_models_come_from_a_configuration() -> None:
 def test_mistakes_are_named(model: str, arguments: list[Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         comparable(model, arguments)
+
+
+def test_a_model_that_cannot_be_made_costs_its_own_jobs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """anomalib makes models between jobs, where an error would end all of them."""
+
+    def fail(*args: object, **kwargs: object) -> None:
+        msg = "no network:\n try later"
+        raise OSError(msg)
+
+    monkeypatch.setattr("anomalib.models.Patchcore.__init__", fail)
+    models = [pickle.loads(pickle.dumps(comparable("Patchcore"))) for _ in range(2)]  # several GPUs: other processes
+    assert capsys.readouterr().err.count("Patchcore is left out: OSError: no network: try later\n") == 1
+    for model in models:
+        with pytest.raises(UnavailableError, match="Patchcore is left out: OSError: no network: try later"):
+            Engine(accelerator="cpu", default_root_dir=tmp_path).fit(model, datamodule=None)
 
 
 def test_cost_is_logged_without_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from anomalib_zsclip.clip.downloads import git_blob_id, obtain
 from anomalib_zsclip.clip.published import settings_of
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.heads import published_weights
-from anomalib_zsclip.heads.published_weights import TABLE, PublishedWeights, main, source_for
+from anomalib_zsclip.heads.published_weights import TABLE, PublishedWeights, main, source_for, way_out, weights_of
 from anomalib_zsclip.heads.sdp import SdpHead
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.models.pretrained_heads import bring_published
@@ -462,3 +462,21 @@ def test_the_command_is_found_by_its_name() -> None:
     import importlib
 
     assert importlib.import_module("anomalib_zsclip.weights").main is main
+
+
+@pytest.mark.parametrize("head", ["anomaly_clip", "crane", "sdp_plus"])
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_way_out_names_another_clip_only_where_it_has_to(head: str, fits: bool) -> None:
+    name, tag = weights_of(head, "mvtec").backbone
+    backbone: Any = SimpleNamespace(name=name if fits else "ViT-B-32", pretrained=tag)
+    text = way_out(head, backbone, "crane_checkpoint")
+    assert "crane_checkpoint='published'" in text
+    assert (f"backbone={name!r}, pretrained={tag!r}" in text) is not fits
+
+
+@pytest.mark.parametrize("model", [ClipAd, AnomalyClip])
+def test_missing_weights_of_a_head_mention_the_published_ones(model: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomalib_zsclip.models.clip_ad.shipped_head", lambda *_args: None)
+    variant = {ClipAd: "sdp+", AnomalyClip: "crane"}[model]
+    with pytest.raises((CheckpointError, ArgumentError), match=r"no learned .*backbone='ViT-.*checkpoint='published'"):
+        model(backbone="builtin", variant=variant, **(FEW if model is ClipAd else {})).prepare()

@@ -103,6 +103,10 @@ class MutualScoring(DynamicBufferMixin):
         if not self.scale.numel():
             return ""
         origin = "as the folder suggests" if self.share is None else "as mutual_share says"
+        if self.share is None and float(self.fitted_share) == 0:
+            origin += (
+                f": its pictures differ as wholes, or none has a defect; mutual_share={LARGEST_SHARE} overrules that"
+            )
         return f" Their comparison has {float(self.fitted_share):.0%} of scores and maps, {origin}."
 
     def recipe(self) -> Recipe:

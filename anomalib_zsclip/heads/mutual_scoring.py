@@ -104,11 +104,14 @@ class MutualScoring(DynamicBufferMixin):
 
     def describe(self) -> str:
         """One sentence on how the folder counts."""
-        strange = "" if self.suits else " The images have little in common: are they of one product?"
         if not self.scale.numel():
-            return strange
+            return "" if self.suits else " They differ as wholes, or none has a defect: are they of one product?"
         origin = "as the folder suggests" if self.share is None else "as mutual_share says"
-        return f" Their comparison has {float(self.fitted_share):.0%} of scores and maps, {origin}.{strange}"
+        if self.share is None and float(self.fitted_share) == 0:
+            origin += (
+                f": its pictures differ as wholes, or none has a defect; mutual_share={LARGEST_SHARE} overrules that"
+            )
+        return f" Their comparison has {float(self.fitted_share):.0%} of scores and maps, {origin}."
 
     def recipe(self) -> Recipe:
         """What scores depend on, besides the images of the folder."""

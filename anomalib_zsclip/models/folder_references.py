@@ -217,7 +217,7 @@ def fill(model: ZeroShotModel, images: NormalImages, indices: list[int], transfo
     text = folder.text or (None, None)
     own = mutual.fit(FolderScores(patches, folder.grid, folder.embeddings, *text), folder.size)
     mutual.remember_own(*_fuse_views(model, own, folder))
-    log = logger.info if mutual.suits else logger.warning
+    log = logger.info if mutual.suits or len(model.heads) else logger.warning
     log("Compared with %d unlabelled images: %s%s.%s", count, images.origin, left_out, mutual.describe())
 
 

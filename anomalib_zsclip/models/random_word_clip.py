@@ -50,7 +50,7 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
         save_maps: Write each anomaly map as a float32 TIFF of the image's own size to the folder anomaly_maps.
         report: Write report.html, a page to look at the pictures and to choose a threshold by eye.
         regions: Find the regions of the maps above the pixel threshold, and write them to regions.json and regions.csv.
-        min_region: Least share of the picture that makes a region, at least 0 and below 1.
+        min_region: Least share of the picture, or of a tile, that makes a region, at least 0 and below 1.
         on_unreadable: What a prediction does where an image of a folder cannot be read: "skip" judges the others, names it
             in the table and in the last line of the log; "stop" is an error.
         depth_range: Values of black and white in grey images of more than 8 bits that this package reads, such as [0, 4095]

@@ -285,7 +285,7 @@ class MonotonePostProcessor(DynamicBufferMixin, PostProcessor):
         if state == LABELLED_DATA:
             return f"labelled validation data: F1-optimal thresholds ({values})"
         if state == FOLDER:
-            return f"{count} images of the folder itself, most of which are taken to be good ({values})"
+            return f"{count} unlabelled images, most of which are taken to be good ({values})"
         share = f"{self.false_alarms:.1%}".replace(".0%", "%")
         guess = f"; fewer than {FEW_PARTS}, so that the share is a guess" if count < FEW_PARTS else ""
         return f"{count} normal images: thresholds that at most {share} of good parts shall exceed ({values}{guess})"

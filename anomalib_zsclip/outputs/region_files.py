@@ -56,7 +56,7 @@ class RegionFiles(Callback):
     interrupted, of what there is until then. Of several processes the first writes all regions.
 
     Args:
-        min_region: Least share of the picture.
+        min_region: Least share of the picture, or of a tile.
     """
 
     def __init__(self, min_region: float = DEFAULT_MIN_REGION) -> None:
@@ -81,7 +81,8 @@ class RegionFiles(Callback):
             return
         self._threshold = pixel_threshold(pl_module)
         # Where our own rules do not read, anomalib's reader leaves turned pictures as they lie.
-        outputs.regions = self._find(outputs, _namer(pl_module), read_upright=rules_of(trainer) is not None)
+        by_rules = rules_of(trainer) is not None
+        outputs.regions = self._find(outputs, _namer(pl_module), read_upright=by_rules, view=_view(pl_module))
         paths = outputs.image_path if outputs.image_path is not None else [""] * len(outputs.regions)
         scores, labels = (_flat(values, len(outputs.regions)) for values in (outputs.pred_score, outputs.pred_label))
         paths = [paths] if isinstance(paths, (str, Path)) else paths
@@ -118,7 +119,14 @@ class RegionFiles(Callback):
         self._rows = []
         _keep_evidence(pl_module, False)
 
-    def _find(self, batch: Any, namer: DefectNamer | None, *, read_upright: bool) -> list[PictureRegions]:  # noqa: ANN401
+    def _find(
+        self,
+        batch: Any,  # noqa: ANN401
+        namer: DefectNamer | None,
+        *,
+        read_upright: bool,
+        view: tuple[int, int] | None = None,
+    ) -> list[PictureRegions]:
         maps = batch.anomaly_map.detach().float().cpu().numpy()
         maps = maps.reshape(-1, *maps.shape[-2:])
         paths = [batch.image_path] if isinstance(batch.image_path, (str, Path)) else batch.image_path
@@ -129,7 +137,7 @@ class RegionFiles(Callback):
         found = []
         for index, values in enumerate(maps):
             standing = _standing(paths[index] if paths else None, values)
-            labels = label_regions(values, self._threshold, self.min_region)
+            labels = label_regions(values, self._threshold, self.min_region, view)
             if not labels.any():
                 found.append(PictureRegions(*standing[:3]))
                 continue
@@ -228,6 +236,12 @@ def _number(value: float | None) -> float | None:
 
 def _flat(values: torch.Tensor | None, count: int) -> list[Any]:
     return [None] * count if values is None else values.detach().float().flatten().tolist()
+
+
+def _view(pl_module: Any) -> tuple[int, int] | None:  # noqa: ANN401
+    """Height and width of a tile; ``None`` where pictures are looked at as a whole alone."""
+    views = getattr(getattr(pl_module, "model", None), "views", None)
+    return views.tile if views is not None and views.tiling.is_on else None
 
 
 def _namer(pl_module: Any) -> DefectNamer | None:  # noqa: ANN401

@@ -97,13 +97,20 @@ def check_min_region(value: float) -> float:
     raise ArgumentError(msg)
 
 
-def label_regions(anomaly_map: np.ndarray, threshold: float, min_region: float = DEFAULT_MIN_REGION) -> np.ndarray:
+def label_regions(
+    anomaly_map: np.ndarray,
+    threshold: float,
+    min_region: float = DEFAULT_MIN_REGION,
+    view: tuple[int, int] | None = None,
+) -> np.ndarray:
     """Number the regions of a map: where it exceeds the threshold, close ones merged, small ones left out.
 
     Args:
         anomaly_map: Values, ``[h, w]``; what is no number does not exceed anything.
         threshold: The threshold.
-        min_region: Least share of the picture.
+        min_region: Least share of the picture, or of the view.
+        view: Height and width of what the model sees at a time, in pixels of the map; ``None`` for the whole picture. With
+            tiles the map is as fine as they are, so what is small and what is near is measured against one of them.
 
     Returns:
         Numbers of the regions, ``[h, w]``: 0 outside, 1 in the one with the highest peak, then falling.
@@ -111,13 +118,16 @@ def label_regions(anomaly_map: np.ndarray, threshold: float, min_region: float =
     above = anomaly_map > threshold
     if not above.any():
         return np.zeros(above.shape, dtype=np.int32)
-    reach = round(GAP * max(above.shape) / 2)
+    height, width = view or above.shape
+    reach = round(GAP * max(height, width) / 2)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     count, labels = cv2.connectedComponents(cv2.dilate(above.astype(np.uint8), disc), connectivity=8)
     labels[~above] = 0
     areas = np.bincount(labels.ravel(), minlength=count)[1:]
     peaks = ndimage.maximum(anomaly_map, labels, np.arange(1, count))
-    kept = [index for index in np.argsort(-np.asarray(peaks), kind="stable") if areas[index] >= min_region * above.size]
+    kept = [
+        index for index in np.argsort(-np.asarray(peaks), kind="stable") if areas[index] >= min_region * height * width
+    ]
     numbers = np.zeros(count, dtype=np.int32)
     for number, index in enumerate(kept, start=1):
         numbers[index + 1] = number

@@ -65,7 +65,7 @@ def test_a_folder_and_nothing_else(kind: type, folder: Path, tmp_path: Path, cap
     assert all(found[name] > max(good) for name in (*BAD, "copy"))
     assert int(model.post_processor.source) == FOLDER
     assert "1 copies left out" in caplog.text
-    assert "11 images of the folder itself" in caplog.text
+    assert "Decisions from 11 unlabelled images" in caplog.text
     # A plain call afterwards judges by the same references.
     image = PredictDataset(own, image_size=(SIZE, SIZE))[0].image[None]
     assert float(model(image).pred_score) == pytest.approx(found[sorted(found)[0]], abs=1e-4)

@@ -149,7 +149,7 @@ def test_equal_scores_are_no_nan() -> None:
 
 
 # ---------------------------------------------------------------------- beside text
-def fused(share: float) -> tuple[MutualScoring, HeadOutput, Tensor]:
+def fused(share: float | None) -> tuple[MutualScoring, HeadOutput, Tensor]:
     generator = torch.Generator().manual_seed(0)
     patches = torch.rand(9, 4, generator=generator)
     text = HeadOutput(0.4 + 0.01 * torch.rand(9, generator=generator), 0.3 * torch.rand(9, 2, 2, generator=generator))
@@ -208,6 +208,13 @@ def test_the_user_overrules_the_folder() -> None:
     assert "mutual_share says" in scoring.describe()
 
 
+@pytest.mark.parametrize(("share", "said"), [(0.0, True), (0.4, False)])
+def test_a_folder_without_a_say_is_told_what_overrules_it(share: float, said: bool) -> None:
+    scoring, *_ = fused(None)
+    scoring.fitted_share = torch.tensor(share)
+    assert ("mutual_share=0.7 overrules that" in scoring.describe()) == said
+
+
 @pytest.mark.parametrize(
     ("keyword", "value"), [("share", 1.5), ("share", -0.1), ("windows", (1, 0)), ("windows", (-1,))]
 )
@@ -257,7 +264,7 @@ def test_decisions_from_the_folder_are_a_state_of_their_own() -> None:
     scores, peaks = torch.linspace(0.2, 0.4, 20), torch.linspace(0.3, 0.7, 20)
     post_processor.decide_from_folder(scores, peaks, 0.1)
     assert int(post_processor.source) == FOLDER
-    assert "20 images of the folder itself" in post_processor.describe()
+    assert "20 unlabelled images, most of which" in post_processor.describe()
     assert not post_processor.is_guess
     assert float(post_processor._image_threshold) == pytest.approx(float(threshold_from_folder(scores, 0.1)), abs=1e-4)
     assert float(post_processor._pixel_threshold) == pytest.approx(float(threshold_from_folder(peaks, 0.1)), abs=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.heads.explanation import DefectNamer, Evidence
+from anomalib_zsclip.models.views import Views
 from anomalib_zsclip.outputs import PictureRegions, RegionFiles
 from anomalib_zsclip.outputs.callbacks import with_results
 from anomalib_zsclip.outputs.region_files import COLUMNS
@@ -96,6 +98,17 @@ def test_small_regions_are_left_out_by_their_share_of_the_picture() -> None:
     assert len(regions_of(values, (1000, 1000), min_region=0.002)) == 2
     (left,) = regions_of(values, (1000, 1000), min_region=0.0021)
     assert left.box == (600, 600, 100, 100)
+
+
+@pytest.mark.parametrize(("tiles", "boxes"), [(1, []), ("auto", [(500, 500, 20, 20), (540, 500, 20, 20)])])
+def test_with_tiles_small_and_near_are_measured_against_a_tile(tmp_path: Path, tiles: Any, boxes: list[Any]) -> None:
+    values = map_with((500, 500, 20, 20, 0.9), (540, 500, 20, 20, 0.7), size=(1000, 2000))
+    views = replace(Views.of(tiles), tile=(200, 200))
+    module = SimpleNamespace(post_processor=None, model=SimpleNamespace(namer=None, views=views))
+    batch = make_batch([save_picture(tmp_path / "a.png", (2000, 1000))], [values])
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path), global_rank=0, world_size=1)
+    RegionFiles().on_test_batch_end(trainer, module, batch)
+    assert [region.box for region in batch.regions[0]] == boxes
 
 
 @pytest.mark.parametrize("value", [-0.1, 1, 1.5, "a", None, True, float("nan")])

@@ -77,6 +77,16 @@ def test_memory_is_bounded_by_bins(metric_class: type, monkeypatch: pytest.Monke
     assert metric.number == 0
 
 
+def test_once_values_are_binned_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the last values would be told apart from each other, and the first ones not."""
+    monkeypatch.setattr(metrics, "EXACT_PIXELS", 4)
+    metric = ExactAUROC(fields=["predictions", "targets"])
+    predictions, targets = 1 + torch.arange(5) / 2**20, torch.tensor([0, 1, 0, 0, 1])
+    for count in (5, 3):
+        metric.update(SimpleNamespace(predictions=predictions[:count], targets=targets[:count]))
+    assert [part.tolist() for part in metric.counts()] == [[1.0], [5.0], [3.0]]
+
+
 @pytest.mark.parametrize("metric_class", ALL)
 def test_one_kind_alone_gives_no_number(metric_class: type) -> None:
     maps, masks = make_maps()

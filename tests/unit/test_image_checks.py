@@ -65,6 +65,7 @@ def test_other_errors_stay_and_no_image_is_decoded_for_them(
 
 def test_an_error_of_drawing_is_not_blamed_on_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "_unreadable", lambda path: pytest.fail("decoded"))
-    item = ImageItem(image=torch.zeros(3, 8, 8), image_path=str(folder / "b.png"))
-    error = raised(lambda: FixedScaleVisualizer().visualize(item))
+    item = ImageItem(image=torch.zeros(3, 8, 8))
+    error = raised(lambda: FixedScaleVisualizer(field_size=(-1, -1)).visualize(item))
+    assert isinstance(error, ValueError)
     UnreadableImages().on_exception(trainer_of(folder), None, error)

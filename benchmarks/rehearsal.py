@@ -124,9 +124,10 @@ def rehearse(options: argparse.Namespace) -> list[str]:
     results[columns[1]] = [names[model, arguments] for model, arguments in results[columns].itertuples(index=False)]
     results.to_csv(output / "results.csv", index=False)
     make_leaderboard([str(output / "results.csv"), "--output", str(output)])
-    page = output / "leaderboard.md"
-    text = page.read_text(encoding="utf-8")
-    page.write_text(f"**A rehearsal: no number measured here means anything.**\n\n{text}", encoding="utf-8")
+    for name, heading in (("leaderboard.md", "# Leaderboard"), ("leaderboard.html", "<h1>Leaderboard")):
+        text = (output / name).read_text(encoding="utf-8")
+        said = f"{heading} of a rehearsal: no number measured here means anything"
+        (output / name).write_text(text.replace(heading, said, 1), encoding="utf-8")
     return missing
 
 

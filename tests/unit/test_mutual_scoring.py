@@ -197,6 +197,9 @@ def test_the_share_is_of_folders_that_fit_together() -> None:
         scoring.fit(FolderScores(patches_of_folder, (8, 8), unit(20, 5)), (8, 8))
         assert scoring.suits == suits
         assert ("one product?" in scoring.describe()) == (not suits)
+    flawless = patches.clone()
+    flawless[:, 5] = 0.5  # the same unusual place in every image, and no defect
+    assert float(folder_share(flawless)) == pytest.approx(LARGEST_SHARE)
     between = patches + 0.16 * torch.rand(20, 1, generator=generator)
     between[:, 5] += 0.3 * torch.rand(20, generator=generator)
     assert 0 < float(folder_share(between)) < LARGEST_SHARE

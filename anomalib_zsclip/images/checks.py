@@ -21,6 +21,7 @@ from anomalib_zsclip.errors import ImageReadError, ZsClipError
 from .data_files import PREDICT, TEST, TRAIN, VALIDATE, datasets_of, files_of, image_files, mask_files, masks_of
 from .folder_data import FolderDataset, Unreadable, describe_unreadable, unreadable_of
 from .normal_images import find_normal_images
+from .own_results import is_temporary
 from .reading import DEFAULT_RULES, UNREADABLE, Header, ReadingRules, has_hidden_pixels, read_header, reason_of
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ class UnreadableImages(Callback):
         bad = unreadable_of(trainer)
         log = logger.warning if bad else logger.info
         failed = f" {describe_unreadable(bad)}" if bad else ""
-        log("%d of %d images judged; results in %s.%s", judged, judged + len(bad), trainer.default_root_dir, failed)
+        where = "" if is_temporary(trainer.default_root_dir) else f"; results in {trainer.default_root_dir}"
+        log("%d of %d images judged%s.%s", judged, judged + len(bad), where, failed)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Look for the unreadable files of the data sets in use, where the exception comes from reading one."""

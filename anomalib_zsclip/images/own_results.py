@@ -13,6 +13,14 @@ from pathlib import Path
 MARK = ".anomalib_zsclip"
 """Name of the file."""
 
+TEMPORARY = "anomalib_zsclip_inspect_"
+"""How folders begin whose results are deleted after the run."""
+
+
+def is_temporary(folder: str | Path) -> bool:
+    """Whether a folder of results is deleted after the run."""
+    return any(part.startswith(TEMPORARY) for part in Path(folder).parts)
+
 
 def own_names(folder: Path) -> list[str]:
     """Names in a folder that are results of this package."""

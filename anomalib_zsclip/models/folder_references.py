@@ -205,8 +205,9 @@ def fill(model: ZeroShotModel, images: NormalImages, indices: list[int], transfo
     count = 0 if folder is None else folder.patches.shape[1]
     left_out = "" if folder is None else _left_out(folder)
     if folder is None or count < FEWEST:
+        there = "There is 1 different image" if count == 1 else f"There are {count} different images"
         msg = (
-            f"There are {count} different images to compare with ({images.origin}{left_out}), and {FEWEST} are needed: add "
+            f"{there} to compare with ({images.origin}{left_out}), and {FEWEST} are needed: add "
             "images, or give unlabelled_dir=<folder of images, most of them good>."
         )
         raise ArgumentError(msg)

@@ -302,7 +302,7 @@ class ZeroShotMixin(TilesMixin, ExportMixin):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Anomalib's callbacks, those that read ahead and name unreadable images, and those that write results."""
-        check_trainer(self._trainer)
+        check_trainer(self._trainer, self)
         own = [FreshResults(), OneByOne(), ReadAhead(), UnreadableImages(), PredictionsFile(), ImageProgress()]
         found = [*super().configure_callbacks(), *own, *([MapFiles()] if self.save_maps else [])]  # type: ignore[misc]
         return with_results(found, self.min_region, report=self.report)

@@ -14,6 +14,7 @@ from anomalib.models.components import AnomalibModule
 
 from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.images import unreadable_of
+from anomalib_zsclip.images.own_results import TEMPORARY
 from anomalib_zsclip.outputs import PictureRegions
 
 from .zs_clip import ZsClip
@@ -94,7 +95,7 @@ def inspect(
 
 @contextmanager
 def _nowhere() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="anomalib_zsclip_", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, ignore_cleanup_errors=True) as folder:
         yield folder
 
 

@@ -10,12 +10,24 @@ TRUE_HALF = {"bf16-true": "bf16", "16-true": "fp16"}
 """Lightning's precision -> ours."""
 
 
-def check_trainer(trainer: Any) -> None:  # noqa: ANN401 - Lightning's trainer, or none
+TILES_ALONE = "TileCollater"
+"""What anomalib's tiled ensemble puts into a data module: batches have one tile of each picture."""
+
+
+def check_trainer(trainer: Any, model: Any = None) -> None:  # noqa: ANN401 - Lightning's trainer, or none, and a model of ours
     """Look at a trainer that a model is attached to.
 
     Raises:
-        ArgumentError: If its precision rounds what must not be rounded, or it brings anomalib's own tiles.
+        ArgumentError: If its precision rounds what must not be rounded, it brings anomalib's own tiles, or it judges
+            tiles with a model that compares them with other pictures.
     """
+    collate = getattr(getattr(trainer, "datamodule", None), "external_collate_fn", None)
+    if type(collate).__name__ == TILES_ALONE and (getattr(model, "k_shot", 0) or getattr(model, "unlabelled", 0)):
+        msg = (
+            "anomalib's tiled ensemble shows a model one tile of each picture, and k_shot and unlabelled would compare it "
+            "with whole pictures. Leave them out, or use this model's own tiles: model.tiles=2 without the ensemble."
+        )
+        raise ArgumentError(msg)
     precision = getattr(trainer, "precision", None)
     if precision in TRUE_HALF:
         msg = (

@@ -87,6 +87,24 @@ def test_settings_that_cannot_work_are_refused_with_what_to_do(trainer: Any, mes
         check_trainer(trainer)
 
 
+class TileCollater:
+    """As anomalib's tiled ensemble puts into a data module."""
+
+
+@pytest.mark.parametrize("given", [{"k_shot": 2}, {"unlabelled": "all"}, {"k_shot": 0, "unlabelled": 0}])
+def test_the_tiled_ensemble_has_no_tiles_to_compare_with(given: dict[str, Any]) -> None:
+    def check(collate: object) -> None:
+        datamodule = SimpleNamespace(external_collate_fn=collate)
+        check_trainer(SimpleNamespace(datamodule=datamodule, callbacks=[]), SimpleNamespace(**given))
+
+    check(None)
+    if any(given.values()):
+        with pytest.raises(ArgumentError, match=r"model\.tiles"):
+            check(TileCollater())
+    else:
+        check(TileCollater())
+
+
 def test_other_settings_pass() -> None:
     check_trainer(None)
     check_trainer(SimpleNamespace(precision="bf16-mixed", callbacks=[TilerConfigurationCallback(enable=False)]))

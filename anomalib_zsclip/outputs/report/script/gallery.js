@@ -65,7 +65,8 @@ function filter() {
     if (row.truth === null || row.score === null) return false;
     return { defect: row.truth, good: !row.truth, misses: row.truth && !flagged, alarms: !row.truth && flagged, right: Boolean(row.truth) === flagged }[truth];
   });
-  $("found").textContent = state.shown.length === rows.length ? `${rows.length} pictures` : `${state.shown.length} of ${rows.length} pictures`;
+  const all = `${rows.length} picture${rows.length === 1 ? "" : "s"}`;
+  $("found").textContent = state.shown.length === rows.length ? all : `${state.shown.length} of ${all}`;
   clear();
   place();
 }

@@ -35,7 +35,7 @@ function drawHead() {
   $("subtitle").textContent = `${rows.length} picture${rows.length === 1 ? "" : "s"} · ${run.date}${run.decisions ? ` · decisions from ${run.decisions}` : ""}`;
   const notices = [];
   const broken = rows.filter((row) => row.error).length, lost = rows.length - scored.length - broken;
-  if (!run.complete) notices.push(`The run was interrupted: this page shows the ${rows.length} pictures that were judged until then.`);
+  if (!run.complete) notices.push(`The run was interrupted: this page shows the ${rows.length === 1 ? "one picture that was" : `${rows.length} pictures that were`} judged until then.`);
   if (broken) notices.push(`${broken} file${broken === 1 ? "" : "s"} could not be read; see the tab "This run".`);
   if (lost > 0) notices.push(`${lost} picture${lost === 1 ? " has" : "s have"} no score: the model gave no number.`);
   if (run.about.backbone === "builtin") notices.push("Made with the tiny built-in backbone, which stands in where no real CLIP is at hand.");

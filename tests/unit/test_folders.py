@@ -8,7 +8,7 @@ import pytest
 
 from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.images.folders import list_images
-from anomalib_zsclip.images.own_results import note_own
+from anomalib_zsclip.images.own_results import TEMPORARY, is_temporary, note_own
 
 
 def touch(*paths: Path) -> None:
@@ -72,3 +72,8 @@ def test_what_holds_no_images_is_said_in_one_sentence(tmp_path: Path, name: str,
         list_images(tmp_path / name)
     assert str(caught.value).startswith("data=")
     assert "\n" not in str(caught.value)
+
+
+def test_folders_that_are_deleted_after_the_run_are_known(tmp_path: Path) -> None:
+    assert is_temporary(tmp_path / f"{TEMPORARY}abc" / "ZsClip" / "latest")
+    assert not is_temporary(tmp_path / "results")

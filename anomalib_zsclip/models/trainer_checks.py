@@ -22,7 +22,7 @@ def check_trainer(trainer: Any, model: Any = None) -> None:  # noqa: ANN401 - Li
             tiles with a model that compares them with other pictures.
     """
     collate = getattr(getattr(trainer, "datamodule", None), "external_collate_fn", None)
-    if type(collate).__name__ == TILES_ALONE and (getattr(model, "k_shot", 0) or getattr(model, "unlabelled", 0)):
+    if type(collate).__name__ == TILES_ALONE and any(getattr(model, name, None) for name in ("k_shot", "unlabelled")):
         msg = (
             "anomalib's tiled ensemble shows a model one tile of each picture, and k_shot and unlabelled would compare it "
             "with whole pictures. Leave them out, or use this model's own tiles: model.tiles=2 without the ensemble."

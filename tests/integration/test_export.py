@@ -11,7 +11,6 @@ import torch
 from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from tests.builtin_models import MODELS, make_model
 
@@ -97,20 +96,6 @@ def test_text_is_compiled_in(exported: tuple[Any, Path]) -> None:
     model, path = exported
     vocabulary = len(model.model.backbone.clip.token_embedding.weight)
     assert all(vocabulary not in tensor.dims for tensor in onnx.load(path, load_external_data=False).graph.initializer)
-
-
-def test_normal_images_are_remembered_by_an_export(tmp_path: Path) -> None:
-    images = make_images(3, 3, 60, 80)
-    (tmp_path / "good").mkdir()
-    for index, image in enumerate(images[:2]):
-        to_pil_image(image).save(tmp_path / "good" / f"{index}.png")
-    without = make_validated("ZsClip", tmp_path, heads=["sdp"])
-    model = make_validated("ZsClip", tmp_path, heads=["sdp"], k_shot=2, normal_dir=tmp_path / "good")
-    wanted = model(images)
-    path = model.to_onnx(tmp_path)
-    assert model.model.memory_bank.is_filled
-    assert (without(images).anomaly_map - wanted.anomaly_map).abs().max() > 10 * TOLERANCE
-    assert max(drifts(run_onnx(path, images), wanted)) < TOLERANCE
 
 
 @pytest.mark.parametrize("exported", ["ZsClip"], indirect=True)

@@ -204,6 +204,8 @@ def test_onnx_holds_the_memory_bank_and_the_thresholds(tmp_path: Path) -> None:
     outputs = dict(zip(names, session.run(None, {"input": images.numpy()}), strict=True))
     wanted = model.eval()(images)
     assert int(model.post_processor.source) == NORMAL_IMAGES
+    without = small(threshold=0.4).eval()(images)
+    assert (without.anomaly_map - wanted.anomaly_map).abs().max() > 1e-2
     for name in ("pred_score", "anomaly_map"):
         np.testing.assert_allclose(outputs[name], getattr(wanted, name).numpy(), atol=1e-3)
     assert outputs["pred_label"].tolist() == (outputs["pred_score"] > 0.4).tolist()

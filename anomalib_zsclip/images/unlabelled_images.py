@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from .data_files import PREDICT, TEST, VALIDATE, datasets_of, files_of
 from .normal_images import NormalImages, images_of_folder
 from .reading import DEFAULT_RULES, ReadingRules
 
@@ -27,7 +28,7 @@ def find_unlabelled_images(
     if trainer is None:
         return None
     for dataset in _judged(trainer):
-        files = _files(dataset)
+        files = tuple(files_of(dataset))
         if files:
             return NormalImages(dataset, files, f"the {len(files)} images under judgement")
     return None
@@ -35,15 +36,7 @@ def find_unlabelled_images(
 
 def _judged(trainer: Trainer) -> list[Any]:
     """Data sets in the order in which they are asked for images."""
-    stage = {"predict": "predict", "test": "test"}.get(trainer.state.fn or "", "val")
-    loaders = getattr(trainer, f"{stage}_dataloaders", None)
-    loaders = loaders if isinstance(loaders, (list, tuple)) else [loaders]
-    own = [getattr(loader, "dataset", None) for loader in loaders]
+    stage = {"predict": PREDICT, "test": TEST}.get(trainer.state.fn or "", VALIDATE)
+    own = datasets_of(trainer, stage)
     whole = getattr(getattr(trainer, "datamodule", None), "test_data", None)
-    return own if stage == "predict" else [whole, *own]
-
-
-def _files(dataset: Any) -> tuple[Path, ...]:  # noqa: ANN401 - anomalib's data sets have no common form
-    samples = getattr(dataset, "samples", None)
-    names = samples["image_path"] if samples is not None else getattr(dataset, "image_filenames", ())
-    return tuple(Path(name) for name in names)
+    return own if stage == PREDICT or whole is None else [whole, *own]

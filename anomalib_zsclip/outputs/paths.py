@@ -62,7 +62,6 @@ class ResultPaths:
         self._targets: dict[tuple[str, Path], Path] = {}  # kind and image -> target
         self._nameless = 0
         self.known = frozenset(known)
-        self.known = frozenset(known)
         for file in sorted(known, key=lambda file: not _is_shown(file)):  # whose name stays goes first
             self.picture(file)
             self.anomaly_map(file)

@@ -22,13 +22,12 @@ from anomalib_zsclip.learning import LearningMixin
 from anomalib_zsclip.outputs.regions import DEFAULT_MIN_REGION
 from anomalib_zsclip.outputs.thresholds import DEFAULT_FALSE_ALARMS
 
-from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_evaluator, resolve_size
+from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_evaluator, resolve_size, size_of_papers
 from .hooks import ZeroShotMixin
 from .pretrained_heads import take_published
 from .views import TILE_SHARE, VIEW_CHUNK, Views
 
 BACKBONE = ("ViT-L-14-336", "openai")
-PAPER_SIZE = 518
 VARIANTS = ("anomaly_clip", "crane")
 EPOCHS = {"anomaly_clip": 15, "crane": 5}  # of the papers
 
@@ -125,8 +124,6 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
             msg = f"variant={variant!r} must be one of {', '.join(VARIANTS)}."
             raise ArgumentError(msg)
         clip = read_backbone_arguments(backbone, pretrained, BACKBONE, "bilinear")
-        if image_size is None and (clip.image_size, clip.patch_size) == (336, 14):
-            image_size = PAPER_SIZE
         if checkpoint is None and not learn and fits(variant, clip):
             checkpoint = PUBLISHED
         file, self.published = take_published(variant, checkpoint, clip, learn=learn)
@@ -141,7 +138,7 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         self.assemble(
             clip,
             {variant: head},
-            image_size=resolve_size(image_size, clip),
+            image_size=resolve_size(size_of_papers(image_size, clip), clip),
             precision=precision,
             pre_processor=pre_processor,
             post_processor=post_processor,

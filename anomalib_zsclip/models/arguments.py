@@ -15,6 +15,9 @@ from anomalib_zsclip.errors import ArgumentError
 WEIGHT_FILES = ("checkpoint", "sdp_plus_checkpoint", "anomaly_clip_checkpoint", "crane_checkpoint")
 """Arguments that name files with learned parameters."""
 
+PAPER_SIZE = 518
+"""Side of images for ViT-L-14-336 in the papers that use it."""
+
 IN_CHECKPOINT = "(in the checkpoint)"
 """What a checkpoint has in place of such a file: it holds the parameters, and the file may be gone."""
 
@@ -44,6 +47,11 @@ def resolve_size(image_size: int | Sequence[int] | None, backbone: ClipBackbone)
         )
         raise ArgumentError(msg)
     return (size[0], size[1])
+
+
+def size_of_papers(image_size: int | Sequence[int] | None, backbone: ClipBackbone) -> int | Sequence[int] | None:
+    """The size that AnomalyCLIP, Crane and MuSc publish for ViT-L-14-336, where the user names none; else as given."""
+    return PAPER_SIZE if image_size is None and (backbone.image_size, backbone.patch_size) == (336, 14) else image_size
 
 
 def resolve_precision(precision: str, backbone: ClipBackbone) -> str:

@@ -18,8 +18,7 @@ from anomalib_zsclip.images.tiling import MAX_TILES, Tiles
 from anomalib_zsclip.outputs.regions import DEFAULT_MIN_REGION
 from anomalib_zsclip.outputs.thresholds import DEFAULT_EXPECTED_DEFECTS, DEFAULT_FALSE_ALARMS
 
-from .anomaly_clip import PAPER_SIZE
-from .arguments import read_backbone_arguments, resolve_evaluator, resolve_size
+from .arguments import read_backbone_arguments, resolve_evaluator, resolve_size, size_of_papers
 from .folder_references import ALL, check_expected_defects, check_unlabelled
 from .hooks import ZeroShotMixin
 from .views import TILE_SHARE, VIEW_CHUNK, Views
@@ -126,15 +125,13 @@ class MuSc(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin nar
     ) -> None:
         super().__init__(pre_processor, post_processor, resolve_evaluator(evaluator), visualizer)
         clip = read_backbone_arguments(backbone, pretrained, BACKBONE, "bicubic_plain")
-        if image_size is None and (clip.image_size, clip.patch_size) == (336, 14):
-            image_size = PAPER_SIZE
         self.unlabelled, self.unlabelled_dir = check_unlabelled(unlabelled, least=1), unlabelled_dir
         self.expected_defects = check_expected_defects(expected_defects)
         views = Views.of(tiles, max_tiles, tile_share, view_chunk)
         self.assemble(
             clip,
             {},
-            image_size=resolve_size(image_size, clip),
+            image_size=resolve_size(size_of_papers(image_size, clip), clip),
             precision=precision,
             pre_processor=pre_processor,
             post_processor=post_processor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from anomalib_zsclip.heads.options import as_options
 from anomalib_zsclip.heads.random_word import RandomWordHead, RandomWordOptions
 from anomalib_zsclip.heads.sdp import SdpHead, SdpOptions
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
+from anomalib_zsclip.models.arguments import size_of_papers
 from anomalib_zsclip.models.zero_shot_model import ZeroShotModel
 from anomalib_zsclip.outputs.post_processing import MonotonePostProcessor
 from anomalib_zsclip.outputs.thresholds import threshold_from_normal
@@ -338,3 +340,20 @@ def test_options_of_a_configuration_are_those_of_the_class() -> None:
         backbone="builtin", random_word=RandomWordOptions(prompts_per_class=7, seed=3), heads=["random_word"]
     )
     assert model.model.heads["random_word"].options.prompts_per_class == 7
+
+
+@pytest.mark.parametrize(
+    ("given", "native", "patch", "expected"),
+    [
+        (None, 336, 14, 518),
+        (224, 336, 14, 224),
+        (None, 224, 14, None),
+        (None, 336, 16, None),
+        ((96, 160), 336, 14, (96, 160)),
+    ],
+)
+def test_the_papers_size_is_that_of_one_clip_and_of_nobody_who_names_another(
+    given: object, native: int, patch: int, expected: object
+) -> None:
+    clip = SimpleNamespace(image_size=native, patch_size=patch)
+    assert size_of_papers(given, clip) == expected  # type: ignore[arg-type]

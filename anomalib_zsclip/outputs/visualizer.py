@@ -181,12 +181,12 @@ class FixedScaleVisualizer(ImageVisualizer):
                 picture.save(filename)
 
     def _finish(self) -> None:
-        self._paths, self._rules = None, DEFAULT_RULES
         # No thread stays behind: the model, with this callback in it, must be one that can be copied and saved.
         pool, self._pool = self._pool, None
         pending, self._pending = self._pending, deque()
         if pool is not None:
             pool.shutdown()
+        self._paths, self._rules = None, DEFAULT_RULES  # only now: the last pictures were drawn by this run's rules
         for picture in pending:
             picture.result()
 

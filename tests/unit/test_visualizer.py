@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from anomalib.data import ImageBatch, ImageItem
 from PIL import Image
 
 from anomalib_zsclip.outputs.regions import PictureRegions
-from anomalib_zsclip.outputs.visualizer import FixedScaleVisualizer
+from anomalib_zsclip.outputs.visualizer import CAPTION_HEIGHT, FixedScaleVisualizer
 
 
 @pytest.fixture
@@ -86,6 +87,29 @@ def test_a_picture_that_cannot_be_drawn_is_not_lost_in_silence(tmp_path: Path) -
     visualizer.on_test_batch_end(trainer, None, None, batch, 0)
     with pytest.raises(FileNotFoundError, match=r"part\.png"):
         visualizer.on_test_end(trainer, None)
+
+
+def test_the_last_pictures_are_read_as_the_first_ones_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "turned.png"
+    picture, exif = Image.new("RGB", (60, 60), "red"), Image.Exif()
+    picture.paste("blue", (0, 0, 60, 30))
+    exif[0x0112] = 6  # to be turned by a quarter; anomalib, which reads for a test, does not
+    picture.save(source, exif=exif)
+    visualizer = FixedScaleVisualizer(output_dir=tmp_path / "images", field_size=(60, 60))
+    drawn_at_once = visualizer.draw
+
+    def drawn_late(item: ImageItem) -> Image.Image:
+        time.sleep(0.2)  # when the run is over already
+        return drawn_at_once(item)
+
+    monkeypatch.setattr(visualizer, "draw", drawn_late)
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path), datamodule=None)
+    batch = ImageBatch(image=torch.rand(1, 3, 32, 32), image_path=[str(source)])
+    visualizer.on_test_batch_end(trainer, None, None, batch, 0)
+    visualizer.on_test_end(trainer, None)
+    strip = Image.open(next((tmp_path / "images").rglob("turned.png")))
+    upper_corners = [strip.getpixel((x, CAPTION_HEIGHT + 5)) for x in (5, 55)]
+    assert upper_corners == [(0, 0, 255), (0, 0, 255)]
 
 
 @pytest.mark.parametrize(("suffix", "tolerance"), [(".png", 0), (".bmp", 0), (".jpg", 12)])

@@ -22,10 +22,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from speed import Row, describe_machine, print_table
+from speed import Row, print_table
 
 import anomalib_zsclip
 from anomalib_zsclip import SyntheticDefects
+from anomalib_zsclip.benchmark.timing import describe_machine
 from anomalib_zsclip.data.synthetic_defects import CATEGORIES
 from anomalib_zsclip.images.read_ahead import BATCH_SIZE
 

@@ -14,7 +14,11 @@ import json
 from pathlib import Path
 
 import torch
-from speed import PLAIN, Row, describe_machine, print_table, work
+from processes import Row, work
+from speed import print_table
+
+from anomalib_zsclip.benchmark.timing import describe_machine
+from anomalib_zsclip.check.candidates import PLAIN
 
 SIDES = {"builtin": (128, 256, 512, 1032), "ViT-B-16-plus-240": (240, 480, 1040), "ViT-L-14-336": (518, 1036)}
 """Sides of the images in pixels: multiples of the patch."""

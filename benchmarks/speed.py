@@ -11,251 +11,40 @@ the ratios are medians of the ratios within a round.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import platform
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import torch
+from processes import Row, work
 
-Row = dict[str, Any]
-
-SIZES = {
-    "builtin": ("builtin", 128),
-    "ViT-B-16-plus-240": ("ViT-B-16-plus-240", 240),
-    "ViT-L-14-336": ("ViT-L-14-336", 518),
-}
-"""Size -> architecture and side of the images in pixels."""
+from anomalib_zsclip.benchmark.timing import describe_machine, ratio, take_turns
+from anomalib_zsclip.check.candidates import (
+    DETECTORS,
+    PLAIN,
+    SIZES,
+    SLOW,
+    WINCLIP,
+    make_candidates,
+    make_clip,
+    make_detector,
+)
+from anomalib_zsclip.clip import ClipBackbone
+from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
+from anomalib_zsclip.heads.base import LearnableHead
+from anomalib_zsclip.heads.crane import CraneHead
+from anomalib_zsclip.heads.random_word import RandomWordHead
+from anomalib_zsclip.heads.sdp import SdpHead
+from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 
 SECTIONS = ("inference", "memory", "import", "cold", "text", "learning", "compile")
-PLAIN = "plain tower"
-WINCLIP = "anomalib WinClip"
-SLOW = ("RandomWordClip, windows", WINCLIP)
-"""Run many passes per image: measured for one image at a time, and not at the largest size."""
-
-
-# ---------------------------------------------------------------------- what is measured
-def make_clip(size: str, pixels: int | None = None) -> Any:  # noqa: ANN401 - an open_clip model
-    """An open_clip model in ``eval`` mode: the built-in one, or one of random weights for images of ``pixels``."""
-    import open_clip
-
-    from anomalib_zsclip.clip import ClipBackbone
-
-    name, side = SIZES[size]
-    if name == "builtin":
-        backbone = ClipBackbone.load("builtin")
-        # open_clip's own forward, of the plain tower, knows one size only.
-        positions = backbone.positional_embedding((pixels or side,) * 2)
-        backbone.clip.visual.positional_embedding = torch.nn.Parameter(positions, requires_grad=False)
-        return backbone.clip
-    return open_clip.create_model(name, force_image_size=pixels or side).eval()
-
-
-def make_detector(model: str, clip: Any, window_chunk: int = 256) -> torch.nn.Module:  # noqa: ANN401
-    """A detector by its name in the tables, on a CLIP."""
-    from anomalib_zsclip.clip import ClipBackbone
-    from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
-    from anomalib_zsclip.heads.crane import CraneHead
-    from anomalib_zsclip.heads.explanation import DefectNamer
-    from anomalib_zsclip.heads.random_word import RandomWordHead
-    from anomalib_zsclip.heads.sdp import SdpHead
-    from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
-    from anomalib_zsclip.models.zero_shot_model import ZeroShotModel
-
-    backbone = ClipBackbone(clip)
-    anomaly_clip = AnomalyClipHead(learn=True)
-    crane = CraneHead(learn=True)
-    for head in (anomaly_clip, crane):
-        head.text_features = torch.nn.functional.normalize(torch.randn(2, backbone.embed_dim), dim=-1)
-    random_word = RandomWordHead(
-        backbone.embed_dim,
-        localization="window" if "windows" in model else "value_value",
-        window_chunk=window_chunk,
-    )
-    sdp = SdpHead(backbone)
-    heads = {
-        "RandomWordClip": {"random_word": random_word},
-        "RandomWordClip, windows": {"random_word": random_word},
-        "ClipAd SDP": {"sdp": sdp},
-        "ClipAd SDP+": {"sdp_plus": SdpPlusHead(sdp, backbone)},
-        "AnomalyClip": {"anomaly_clip": anomaly_clip},
-        "AnomalyClip crane": {"crane": crane},
-        "ZsClip, two heads": {"random_word": random_word, "sdp": sdp},
-    }
-    everything = {
-        "random_word": random_word,
-        "sdp": sdp,
-        "sdp_plus": SdpPlusHead(SdpHead(backbone), backbone),
-        "anomaly_clip": anomaly_clip,
-    }
-    namer = DefectNamer(backbone.embed_dim) if "defect names" in model else None
-    return ZeroShotModel(backbone, heads.get(model, everything), namer=namer).eval()
-
-
-DETECTORS = (
-    "RandomWordClip",
-    "ClipAd SDP",
-    "ClipAd SDP+",
-    "AnomalyClip",
-    "AnomalyClip crane",
-    "ZsClip, two heads",
-    "ZsClip, all heads",
-    "ZsClip, all heads, defect names",
-    "RandomWordClip, windows",
-)
-
-
-def make_winclip(clip: Any) -> torch.nn.Module:  # noqa: ANN401
-    """WinCLIP of anomalib on this CLIP, in place of the one that it would download."""
-    import open_clip
-    from anomalib.models.image.winclip.torch_model import WinClipModel
-
-    with mock.patch.object(open_clip, "create_model_and_transforms", return_value=(clip, None, None)):
-        model = WinClipModel().eval()
-    model._text_embeddings = torch.nn.functional.normalize(torch.randn(2, clip.visual.output_dim), dim=-1)
-    return model
-
-
-def make_candidates(
-    size: str, models: Sequence[str], precision: str, batch: int, device: str
-) -> dict[str, Callable[[], object]]:
-    """Functions that score a batch once: the plain tower first, then the models."""
-    from anomalib_zsclip.clip.backbone import PRECISIONS
-
-    dtype = PRECISIONS[precision]
-    clip = make_clip(size).to(device)
-    images = torch.rand(batch, 3, SIZES[size][1], SIZES[size][1], device=device)
-    detectors = {}
-    for name in models:
-        if name == WINCLIP:
-            # A CLIP of its own: WinCLIP changes what the image tower returns.
-            detectors[name] = make_winclip(make_clip(size)).to(device)
-        else:
-            detectors[name] = make_detector(name, clip).to(device)
-    clip.visual.to(dtype)
-    rounded = images.to(dtype)
-    candidates: dict[str, Callable[[], object]] = {PLAIN: lambda: clip.visual(rounded)}
-    for name, detector in detectors.items():
-        call = detector.explain if "defect names" in name else detector
-        candidates[name] = lambda call=call: call(images)
-    return candidates
-
-
-# ---------------------------------------------------------------------- how it is measured
-def take_turns(
-    candidates: dict[str, Callable[[], object]], seconds: float, device: str = "cpu", least: int = 3, most: int = 50
-) -> dict[str, list[float]]:
-    """Times of each candidate in seconds, in rounds, after one round that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    start = time.perf_counter()
-    # Not inference mode, in which what torch.compile makes does not run.
-    with torch.no_grad():
-        for number in range(most + 1):
-            for name, call in candidates.items():
-                before = time.perf_counter()
-                call()
-                if device == "cuda":
-                    torch.cuda.synchronize()
-                if number:
-                    times[name].append(time.perf_counter() - before)
-            if number == 0:
-                start = time.perf_counter()
-            elif number >= least and time.perf_counter() - start > seconds:
-                break
-    return times
-
-
-def ratio(times: Sequence[float], reference: Sequence[float]) -> float:
-    """Median of the ratios of the rounds."""
-    return statistics.median(mine / theirs for mine, theirs in zip(times, reference, strict=True))
-
-
-def work(task: str, **arguments: Any) -> Row:  # noqa: ANN401
-    """Run one of the tasks below in a process of its own and take the row that it prints."""
-    command = [sys.executable, __file__, "--task", task, "--arguments", json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        return {**arguments, "error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"}
-    return {**arguments, **json.loads(done.stdout.splitlines()[-1])}
-
-
-def peak_megabytes() -> float:
-    """Largest resident memory of this process so far, or since :func:`forget_peak` where the system can forget."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not ru_maxrss, which begins at the memory of the parent process.
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def forget_peak() -> None:
-    """Start anew with the largest memory, on Linux."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-# ---------------------------------------------------------------------- tasks in processes of their own
-def task_memory(size: str, model: str, batch: int, threads: int, pixels: int, window_chunk: int = 256) -> Row:
-    """Memory of the process before and at the first image, and the time of a pass."""
-    torch.set_num_threads(threads)
-    clip = make_clip(size, pixels)
-    images = torch.rand(batch, 3, pixels, pixels)
-    if model == WINCLIP:
-        call: Callable[[torch.Tensor], object] = make_winclip(clip)
-    else:
-        call = clip.visual if model == PLAIN else make_detector(model, clip, window_chunk)
-    forget_peak()
-    loaded = peak_megabytes()
-    with torch.inference_mode():
-        start = time.perf_counter()
-        call(images)
-        seconds = time.perf_counter() - start
-    peak = peak_megabytes()
-    return {"loaded_mb": round(loaded), "peak_mb": round(peak), "images_mb": round(peak - loaded), "seconds": seconds}
-
-
-def task_import() -> Row:
-    """What the plugin adds to ``import anomalib.models``."""
-    start = time.perf_counter()
-    import anomalib.models  # noqa: F401
-
-    anomalib_seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    import anomalib_zsclip  # noqa: F401
-
-    return {"anomalib_s": anomalib_seconds, "plugin_s": time.perf_counter() - start}
-
-
-def task_cold(model: str, threads: int) -> Row:
-    """Import, load and score one image, with the texts in the cache or not."""
-    torch.set_num_threads(threads)
-    start = time.perf_counter()
-    import anomalib_zsclip
-
-    imported = time.perf_counter()
-    detector = getattr(anomalib_zsclip, model)(backbone="builtin").eval()
-    loaded = time.perf_counter()
-    with torch.inference_mode():
-        detector(torch.rand(1, 3, 256, 256))
-    end = time.perf_counter()
-    return {"import_s": imported - start, "load_s": loaded - imported, "first_image_s": end - loaded}
-
-
-TASKS: dict[str, Callable[..., Row]] = {"memory": task_memory, "import": task_import, "cold": task_cold}
 
 
 # ---------------------------------------------------------------------- sections
@@ -345,10 +134,6 @@ def measure_cold(arguments: argparse.Namespace) -> list[Row]:
 
 def measure_text(arguments: argparse.Namespace) -> list[Row]:
     """Set-up of the text side with an empty and with a filled cache."""
-    from anomalib_zsclip.clip import ClipBackbone
-    from anomalib_zsclip.heads.random_word import RandomWordHead
-    from anomalib_zsclip.heads.sdp import SdpHead
-
     rows = []
     for size in arguments.sizes:
         if size == "ViT-L-14-336":
@@ -375,13 +160,6 @@ def measure_learning(arguments: argparse.Namespace) -> list[Row]:
     The whole with the cache holds the one pass that fills it. Without it the tower is ours, too: the programs of the
     papers, whose towers are slower and encode texts to their full length, take longer than that.
     """
-    from anomalib_zsclip.clip import ClipBackbone
-    from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead
-    from anomalib_zsclip.heads.base import LearnableHead
-    from anomalib_zsclip.heads.crane import CraneHead
-    from anomalib_zsclip.heads.sdp import SdpHead
-    from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
-
     count, batch = 16, 8
     rows = []
     for size in arguments.sizes:
@@ -494,23 +272,6 @@ def _cell(value: object) -> str:
     )
 
 
-def describe_machine(threads: int) -> Row:
-    """Processor, software and threads."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "open_clip": version("open_clip_torch"),
-        "anomalib": version("anomalib"),
-    }
-
-
 def main() -> None:
     """Run the sections."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -523,12 +284,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="time per group of candidates, at least 3 rounds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, default=Path("speed.json"))
-    parser.add_argument("--task", choices=list(TASKS), help=argparse.SUPPRESS)
-    parser.add_argument("--arguments", type=json.loads, default={}, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.task:
-        print(json.dumps(TASKS[arguments.task](**arguments.arguments)))
-        return
     arguments.devices = arguments.devices or (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
     if arguments.quick:
         arguments.sizes, arguments.seconds = ["builtin"], 2.0

@@ -16,15 +16,11 @@ configuration where a class would:
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
-import torch
 from anomalib import models as anomalib_models
 from anomalib.models import WinClip
 from anomalib.models.components import AnomalibModule
@@ -39,6 +35,7 @@ from .evaluator import PapersEvaluator
 from .metrics import ExactAUPRO, auroc, average_precision, exact_pro, f1_max, official_pro
 from .noise import Formula, ImageSamples
 from .results import DEVIATION
+from .timing import peak_memory, reset_peak_memory, synchronize
 
 RANKING: dict[str, Formula] = {
     "AUROC": lambda counts, _: auroc(counts),
@@ -142,17 +139,17 @@ class CostEvaluator(PapersEvaluator):
         super().on_test_start(trainer, pl_module)
         self._batches = []
         self._samples = {"image": ImageSamples(), "pixel": ImageSamples(), "region": ImageSamples(by_region=True)}
-        _reset_peak_memory(pl_module.device)
+        reset_peak_memory(pl_module.device)
 
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
         """Start the clock, after the pre-processor."""
         del trainer, args
-        _synchronize(pl_module.device)
+        synchronize(pl_module.device)
         self._start = time.perf_counter()
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401
         """Stop the clock, after the post-processor, and update the metrics."""
-        _synchronize(pl_module.device)
+        synchronize(pl_module.device)
         batch = args[1]
         self._batches.append((time.perf_counter() - self._start, len(batch.image)))
         if batch.pred_score is not None:
@@ -172,7 +169,7 @@ class CostEvaluator(PapersEvaluator):
         batches = self._batches[1:] or self._batches
         seconds, images = (sum(values) for values in zip(*batches, strict=True))
         pl_module.log("milliseconds_per_image", 1000 * seconds / images)
-        pl_module.log("peak_memory_mb", _peak_memory(pl_module.device) / 2**20)
+        pl_module.log("peak_memory_mb", peak_memory(pl_module.device) / 2**20)
         super().on_test_epoch_end(trainer, pl_module)
         for name, samples in self._samples.items():
             prefix = "image" if name == "image" else "pixel"
@@ -197,27 +194,3 @@ class WinClipInBenchmark(WinClip):
     def val_dataloader(self) -> list[object]:
         """No data of the model's own; a data module's goes first."""
         return []
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _reset_peak_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the high-water mark to the present size
-
-
-def _peak_memory(device: torch.device) -> float:
-    """Bytes; not a number where the system does not tell."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        found = None
-    return 1024.0 * int(found[1]) if found else float("nan")

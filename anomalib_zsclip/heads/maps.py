@@ -7,6 +7,7 @@ every format.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 
 import numpy as np
@@ -29,18 +30,34 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     if sigma <= 0:
         return maps
     height, width = maps.shape[-2:]
-    return _apply(maps, smoothing_matrix(height, float(sigma)), smoothing_matrix(width, float(sigma)))
+    rows, columns = (like(maps, smoothing_matrix, side, float(sigma)) for side in (height, width))
+    return rows @ maps @ columns.T
 
 
 def upsample_and_smooth(maps: Tensor, size: tuple[int, int], sigma: float, *, align_corners: bool = False) -> Tensor:
     """Resize maps ``[..., h, w]`` bilinearly to ``[..., H, W]``, then smooth them, in one step per axis."""
-    rows, columns = (_axis_matrix(maps.shape[axis], size[axis], float(sigma), align_corners) for axis in (-2, -1))
-    return _apply(maps, rows, columns)
+    rows, columns = (
+        like(maps, _axis_matrix, maps.shape[axis], size[axis], float(sigma), align_corners) for axis in (-2, -1)
+    )
+    return rows @ maps @ columns.T
 
 
-def _apply(maps: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
-    # The caches below hold arrays, not tensors: a tensor of an export or of inference mode must not get into learning.
-    return torch.from_numpy(rows).to(maps) @ maps @ torch.from_numpy(columns).to(maps).T
+def like(tensor: Tensor, make: Callable[..., np.ndarray], *arguments: Hashable) -> Tensor:
+    """The array that ``make`` gives for ``arguments``, as a constant of the device and type of ``tensor``.
+
+    It is copied to a device once, not in each call: that would make the processor wait for a GPU, and a CUDA graph refuse.
+    """
+    if torch.compiler.is_compiling():  # also while exporting: a tensor of the tracer must not be kept
+        return torch.from_numpy(make(*arguments)).to(tensor)
+    return _kept(make, arguments, tensor.device, tensor.dtype)
+
+
+@lru_cache(maxsize=64)
+def _kept(
+    make: Callable[..., np.ndarray], arguments: tuple[Hashable, ...], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    with torch.inference_mode(mode=False):  # a tensor of inference mode could not be used in learning
+        return torch.from_numpy(make(*arguments)).to(device, dtype)
 
 
 @lru_cache(maxsize=64)

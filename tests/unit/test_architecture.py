@@ -13,7 +13,20 @@ import anomalib_zsclip
 from anomalib_zsclip.plugin import MOVED, RENAMED
 
 ROOT = Path(anomalib_zsclip.__file__).parent
-ORDER = ("errors", "images", "clip", "prompts", "heads", "outputs", "learning", "benchmark", "data", "models", "plugin")
+ORDER = (
+    "errors",
+    "images",
+    "clip",
+    "prompts",
+    "heads",
+    "outputs",
+    "learning",
+    "benchmark",
+    "data",
+    "models",
+    "check",
+    "plugin",
+)
 """Rooms and loose modules from below: each may import what stands before it. ``__init__`` imports all of them."""
 
 MODULES = sorted(ROOT.rglob("*.py"))

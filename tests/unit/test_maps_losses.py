@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from torch.nn.functional import interpolate
 
 from anomalib_zsclip.heads.losses import dice_loss, focal_loss
-from anomalib_zsclip.heads.maps import smooth, tokens_to_grid, upsample, upsample_and_smooth
+from anomalib_zsclip.heads.maps import like, smooth, tokens_to_grid, upsample, upsample_and_smooth
 
 
 def random_maps(*shape: int) -> torch.Tensor:
@@ -87,3 +87,24 @@ def test_dice_loss_is_averaged_over_images_and_keeps_a_batch_of_one() -> None:
 
     single = [dice_loss(probabilities[[index]], masks[[index]]) for index in range(3)]
     torch.testing.assert_close(dice_loss(probabilities, masks), torch.stack(single).mean())
+
+
+def test_constants_are_copied_once_and_never_kept_from_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def ramp(length: int) -> np.ndarray:
+        made.append(length)
+        return np.arange(length, dtype=np.float32)
+
+    example = torch.zeros(1, dtype=torch.float64)
+    with torch.inference_mode():
+        first = like(example, ramp, 3)
+    assert like(example, ramp, 3) is first
+    assert made == [3]
+    assert first.dtype == torch.float64
+    assert not first.is_inference()
+    assert like(example.float(), ramp, 3).dtype == torch.float32
+    assert like(example, ramp, 4).tolist() == [0, 1, 2, 3]
+    assert like(example.to("meta"), ramp, 3).device.type == "meta"
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert like(example, ramp, 3) is not first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,17 @@ class Evidence:
     image_embedding: Tensor
     grid: tuple[int, int]
     logit_scale: float
+
+    def part(self, start: int, stop: int) -> Evidence:
+        """That of some images of the batch, in memory of its own."""
+        rows = slice(start, stop)
+        return replace(self, tokens=self.tokens[rows].clone(), image_embedding=self.image_embedding[rows].clone())
+
+    @staticmethod
+    def join(parts: Sequence[Evidence]) -> Evidence:
+        """One batch of several of one patch grid."""
+        tokens = torch.cat([part.tokens for part in parts])
+        return replace(parts[0], tokens=tokens, image_embedding=torch.cat([part.image_embedding for part in parts]))
 
 
 class DefectNamer(DynamicBufferMixin):
@@ -99,16 +110,21 @@ class DefectNamer(DynamicBufferMixin):
     @torch.no_grad()
     def forward(self, features: ImageFeatures, backbone: ClipBackbone, anomaly_map: Tensor) -> Tensor:
         """Probabilities of the words, ``[B, words]``, for maps ``[B, H, W]``."""
-        evidence = self._see(features, backbone)
+        evidence = self.see(features, backbone)
+        if self.keeps_evidence and self.evidence is None:
+            self.evidence = evidence
+        return self.name(evidence, anomaly_map)
+
+    def name(self, evidence: Evidence, anomaly_map: Tensor) -> Tensor:
+        """Probabilities of the words, ``[B, words]``, for maps ``[B, H, W]`` of what was seen."""
         tokens = evidence.tokens
         patches = F.adaptive_avg_pool2d(anomaly_map.unsqueeze(1), evidence.grid).flatten(1)  # [B, L]
         count = max(1, round(self.share * patches.shape[1]))
         region = patches.topk(count, dim=1).indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-        if self.keeps_evidence and self.evidence is None:
-            self.evidence = evidence
         return self._compare(tokens.gather(1, region).mean(dim=1), evidence.image_embedding, evidence.logit_scale)
 
-    def _see(self, features: ImageFeatures, backbone: ClipBackbone) -> Evidence:
+    def see(self, features: ImageFeatures, backbone: ClipBackbone) -> Evidence:
+        """What images, or views of them, say about the names of their defects."""
         tokens = F.normalize(backbone.project_tokens(features.value_value[self._blocks(backbone)][:, 1:]), dim=-1)
         return Evidence(tokens, F.normalize(features.image_embedding, dim=-1), features.grid, backbone.logit_scale)
 

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from anomalib_zsclip.errors import ArgumentError
 
+from .data_files import files_of
+from .reading import read_header
 from .resize import PublishedResize, resize_picture
 
 logger = logging.getLogger(__name__)
@@ -239,7 +241,11 @@ class TiledResize(PublishedResize):
 
 
 class OneByOne(Callback):
-    """Has a data module's test images judged one by one where each has a grid of its own, and so a size of its own."""
+    """Has a data module's test images judged one by one where each has a grid of its own, and so a size of its own.
+
+    The same where pictures of several sizes are compared with each other: anomalib resizes those of a batch to one size
+    before the model does, and a picture would not be known for the reference that it is.
+    """
 
     def __init__(self) -> None:
         self._changed: list[tuple[Any, int]] = []
@@ -249,7 +255,9 @@ class OneByOne(Callback):
         del stage
         resize: Any = getattr(pl_module.pre_processor, "resize", None)
         data: Any = getattr(trainer, "datamodule", None)
-        if resize is None or resize.is_uniform or getattr(data, "eval_batch_size", 1) == 1:
+        if resize is None or getattr(data, "eval_batch_size", 1) == 1:
+            return
+        if resize.is_uniform and not (getattr(pl_module, "unlabelled", 0) and _differ_in_size(data)):
             return
         self._changed.append((data, data.eval_batch_size))
         data.eval_batch_size = 1
@@ -260,3 +268,12 @@ class OneByOne(Callback):
         for data, batch_size in self._changed:
             data.eval_batch_size = batch_size
         self._changed = []
+
+
+def _differ_in_size(data: Any) -> bool:  # noqa: ANN401 - a data module
+    """Whether the files of a data module's test images have several sizes."""
+    files = [path for name in ("test_data", "val_data") for path in files_of(getattr(data, name, None))]
+    headers = (read_header(path) for path in dict.fromkeys(files))
+    sizes = (header.size for header in headers if header is not None)
+    first = next(sizes, None)
+    return any(size != first for size in sizes)

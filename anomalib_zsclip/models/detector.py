@@ -12,6 +12,7 @@ from torch import Tensor
 from anomalib_zsclip.heads.options import Recipe, plain
 from anomalib_zsclip.images import ReadingRules
 
+from .verdicts import Verdicts
 from .zero_shot_model import ZeroShotModel
 
 
@@ -52,6 +53,7 @@ class Detector(Protocol):
         model: The plain detector.
         bindings: What its compiled state was made for.
         ready_for: What it was last found ready for; ``None`` if it has to be looked at again.
+        verdicts: What unlabelled images were given when they were read, until the end of the stage.
         pre_processor: anomalib's component.
         post_processor: anomalib's component.
         precision_name: Precision as the user names it.
@@ -72,6 +74,7 @@ class Detector(Protocol):
     model: ZeroShotModel
     bindings: Bindings
     ready_for: tuple[Any, ...] | None
+    verdicts: Verdicts | None
     pre_processor: Any
     post_processor: Any
     precision_name: str

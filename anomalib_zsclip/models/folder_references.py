@@ -16,12 +16,14 @@ from tqdm.auto import tqdm
 from anomalib_zsclip.clip import ImageFeatures
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.heads.base import HeadOutput
+from anomalib_zsclip.heads.explanation import Evidence
 from anomalib_zsclip.heads.memory_bank import distinct_images
 from anomalib_zsclip.heads.mutual_scoring import FolderScores, unit_embeddings
 from anomalib_zsclip.heads.options import Recipe
 from anomalib_zsclip.images import NormalImages, find_unlabelled_images
 
 from .detector import Detector
+from .verdicts import Verdict, Verdicts, key_of
 from .views import Seen
 from .zero_shot_model import ZeroShotModel
 
@@ -110,8 +112,10 @@ def fill_unlabelled(module: Detector, trainer: Trainer | None, recipe: Recipe, *
     if bindings.unlabelled == recipe and bank.has_unlabelled:
         return True
     transform = module.pre_processor.transform if module.pre_processor else None
+    # Where Lightning computes in another precision, so would a second pass.
+    verdicts = Verdicts() if trainer is not None and trainer.precision == "32-true" else None
     try:
-        fill(model, images, sorted(chosen), transform, quiet=quiet)
+        fill(model, images, sorted(chosen), transform, verdicts, quiet=quiet)
     except ArgumentError as error:
         bank.clear_unlabelled()
         bindings.unlabelled = None
@@ -119,7 +123,7 @@ def fill_unlabelled(module: Detector, trainer: Trainer | None, recipe: Recipe, *
             raise
         logger.warning("%s This folder is judged without that comparison.", error)
         return True
-    bindings.unlabelled = recipe
+    bindings.unlabelled, module.verdicts = recipe, verdicts
     return True
 
 
@@ -172,6 +176,7 @@ class Folder:
         text: What heads and good parts say of the views ``[R * V]``, where there are any.
         copies: Images that were left out as copies of others.
         unreadable: Files that could not be read.
+        seen: Of those images that verdicts are kept of: key, and what defects are named by in all views.
     """
 
     patches: Tensor
@@ -182,9 +187,18 @@ class Folder:
     text: HeadOutput | None
     copies: int
     unreadable: list[str]
+    seen: list[tuple[bytes, Evidence | None] | None]
 
 
-def fill(model: ZeroShotModel, images: NormalImages, indices: list[int], transform: Any, *, quiet: bool) -> None:  # noqa: ANN401
+def fill(
+    model: ZeroShotModel,
+    images: NormalImages,
+    indices: list[int],
+    transform: Any,  # noqa: ANN401
+    verdicts: Verdicts | None = None,
+    *,
+    quiet: bool,
+) -> None:
     """Remember unlabelled images and take the scales of their scores.
 
     Args:
@@ -192,6 +206,7 @@ def fill(model: ZeroShotModel, images: NormalImages, indices: list[int], transfo
         images: The folder.
         indices: Which of its images.
         transform: What is done to an image before the tower.
+        verdicts: Gets what each image is given in comparison with the others, as far as they fit in there.
         quiet: Whether to show no progress.
 
     Raises:
@@ -201,7 +216,8 @@ def fill(model: ZeroShotModel, images: NormalImages, indices: list[int], transfo
     assert bank is not None
     assert mutual is not None
     bank.clear_unlabelled()
-    folder = _read(model, _images(images, indices, transform, model.backbone.device, quiet=quiet), len(indices))
+    pictures = _images(images, indices, transform, model.backbone.device, quiet=quiet)
+    folder = _read(model, pictures, len(indices), verdicts)
     count = 0 if folder is None else folder.patches.shape[1]
     left_out = "" if folder is None else _left_out(folder)
     if folder is None or count < FEWEST:
@@ -217,26 +233,39 @@ def fill(model: ZeroShotModel, images: NormalImages, indices: list[int], transfo
     patches = torch.cat([bank.mutual(folder.patches[:, index], folder.grid, numbers)[0] for index in shown])
     text = folder.text or (None, None)
     own = mutual.fit(FolderScores(patches, folder.grid, folder.embeddings, *text), folder.size)
-    mutual.remember_own(*_fuse_views(model, own, folder))
+    mutual.remember_own(*_fuse_views(model, own, folder, verdicts))
     log = logger.info if mutual.suits or len(model.heads) else logger.warning
     log("Compared with %d unlabelled images: %s%s.%s", count, images.origin, left_out, mutual.describe())
 
 
-def _fuse_views(model: ZeroShotModel, own: HeadOutput, folder: Folder) -> tuple[Tensor, Tensor]:
+def _fuse_views(
+    model: ZeroShotModel, own: HeadOutput, folder: Folder, verdicts: Verdicts | None
+) -> tuple[Tensor, Tensor]:
     """Scores and maxima of the maps ``[R]`` of the folder's images, of what was seen in their views."""
     count = folder.patches.shape[2]
     picture = torch.zeros(1, device=own.score.device).expand(1, 3, *folder.shape)  # only its shape counts
     scores, peaks = [], []
-    for start in range(0, len(own.score), count):
+    for index, noted in enumerate(folder.seen):
+        key, evidence = noted or (None, None)
 
-        def see(views: Tensor, numbers: range, start: int = start) -> Seen:
+        def see(
+            views: Tensor, numbers: range, start: int = index * count, evidence: Evidence | None = evidence
+        ) -> Seen:
             del views
             part = slice(start + numbers.start, start + numbers.stop)
-            return Seen(own.score[part], own.anomaly_map[part])
+            score, anomaly_map, words = own.score[part], own.anomaly_map[part], None
+            if evidence is not None and model.namer is not None:
+                words = model.namer.name(evidence.part(numbers.start, numbers.stop), anomaly_map.clamp(0, 1))
+            return Seen(score, anomaly_map, words)
 
         seen = model.views.look(picture, see)
         scores.append(seen.score)
         peaks.append(seen.anomaly_map.amax(dim=(-2, -1)))
+        if verdicts is not None and key is not None:
+            text = None if seen.words is None or model.namer is None else model.namer.texts(seen.words)[0]
+            whole = None if evidence is None else evidence.part(0, 1)
+            # The clamps are those of a prediction; they make copies, so that no map holds on to those of all images.
+            verdicts.known[key] = Verdict(seen.score[0].clamp(0, 1), seen.anomaly_map[0].clamp(0, 1), text, whole)
     return torch.cat(scores), torch.cat(peaks)
 
 
@@ -266,7 +295,9 @@ def _images(
             yield batch
 
 
-def _read(model: ZeroShotModel, images: Iterator[Tensor | str], expected: int) -> Folder | None:
+def _read(
+    model: ZeroShotModel, images: Iterator[Tensor | str], expected: int, verdicts: Verdicts | None
+) -> Folder | None:
     """One pass over the folder, image by image, so that nothing but what is remembered grows with it."""
     bank = model.memory_bank
     assert bank is not None
@@ -274,6 +305,7 @@ def _read(model: ZeroShotModel, images: Iterator[Tensor | str], expected: int) -
     embeddings: list[Tensor] = []
     texts: list[HeadOutput] = []
     unreadable: list[str] = []
+    seen: list[tuple[bytes, Evidence | None] | None] = []
     grid = size = shape = (0, 0)
     for image in images:
         if isinstance(image, str):
@@ -287,6 +319,7 @@ def _read(model: ZeroShotModel, images: Iterator[Tensor | str], expected: int) -
         shape = (image.shape[-2], image.shape[-1])
         grid, size = features.grid, shape if features.views == 1 else model.views.tile or shape
         embeddings.append(unit_embeddings(features.image_embedding)[0])
+        seen.append(_note(model, image, features, len(seen), verdicts))
         text = model.predict_without_folder(features, size)
         if text is not None:
             texts.append(text)
@@ -300,4 +333,16 @@ def _read(model: ZeroShotModel, images: Iterator[Tensor | str], expected: int) -
     if len(kept) < len(embeddings):
         patches = patches[:, kept]
     copies = len(embeddings) - len(kept)
-    return Folder(patches, torch.stack(embeddings)[kept], grid, size, shape, text_kept, copies, unreadable)
+    noted = [seen[index] for index in kept]
+    return Folder(patches, torch.stack(embeddings)[kept], grid, size, shape, text_kept, copies, unreadable, noted)
+
+
+def _note(
+    model: ZeroShotModel, image: Tensor, features: ImageFeatures, count: int, verdicts: Verdicts | None
+) -> tuple[bytes, Evidence | None] | None:
+    """Key and evidence of an image, after ``count`` others, as long as their verdicts fit."""
+    if verdicts is None:
+        return None
+    evidence = None if model.namer is None else model.namer.see(features, model.backbone)
+    size = model.views.picture(image).shape
+    return (key_of(image[0]), evidence) if count < verdicts.fitting((size[-2], size[-1]), evidence) else None

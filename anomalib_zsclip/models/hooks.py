@@ -46,9 +46,10 @@ from anomalib_zsclip.outputs.thresholds import DEFAULT_EXPECTED_DEFECTS, DEFAULT
 from .checkpoints import check_file, read_record, write_record
 from .detector import Bindings
 from .export import ExportMixin
-from .readiness import make_ready, note_decisions, snapshot
+from .readiness import make_ready, note_decisions, snapshot, valid_verdicts
 from .tiles import TilesMixin
 from .trainer_checks import check_trainer
+from .verdicts import Verdicts, judge
 from .zero_shot_model import ZeroShotModel
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class ZeroShotMixin(TilesMixin, ExportMixin):
         published: Head -> which published weights it takes, where it takes such.
         not_zero_shot: Heads whose published weights were learned on data that were tested, and on which.
         ready_for: What it was last found ready for, for plain calls; ``None`` if it has to be looked at again.
+        verdicts: What unlabelled images were given when they were read, until the end of the stage.
         keeps_rankings: Whether the scores after the default post-processor rank as the raw ones.
     """
 
@@ -87,6 +89,7 @@ class ZeroShotMixin(TilesMixin, ExportMixin):
     not_zero_shot: frozenset[tuple[str, str]] = frozenset()
     adopts_heads: bool = False
     ready_for: tuple[Any, ...] | None = None
+    verdicts: Verdicts | None = None
     keeps_rankings: bool = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - anomalib's components
@@ -252,6 +255,7 @@ class ZeroShotMixin(TilesMixin, ExportMixin):
         has_normal = self.normal_dir is not None or getattr(self.trainer, "datamodule", None) is not None
         if stage == "validate" and undecided and has_normal:
             make_ready(self, self.trainer)
+        self.verdicts = None
 
     def forward(self, batch: Tensor, *args: object, **kwargs: object) -> InferenceBatch:
         """Images in [0, 1], ``[B, 3, H, W]``, to post-processed predictions."""
@@ -273,13 +277,13 @@ class ZeroShotMixin(TilesMixin, ExportMixin):
     def validation_step(self, batch: Batch, *args: object, **kwargs: object) -> Batch:  # type: ignore[override]
         """Predict, so that threshold and range can be found."""
         del args, kwargs
-        predictions = self.model(batch.image)
+        predictions, _ = judge(self.model, batch.image, valid_verdicts(self), explain=False)  # type: ignore[arg-type]
         return batch.update(image=self.model.views.picture(batch.image), **predictions._asdict())  # type: ignore[arg-type]
 
     def test_step(self, batch: Batch, *args: object, **kwargs: object) -> Batch:  # type: ignore[override]
         """Predict, and say what it is that was found."""
         del args, kwargs
-        predictions, explanation = self.model.explain(batch.image)  # type: ignore[arg-type]
+        predictions, explanation = judge(self.model, batch.image, valid_verdicts(self), explain=True)  # type: ignore[arg-type]
         if isinstance(self.evaluator, PapersEvaluator):
             self.evaluator.keep_raw(predictions.pred_score, self.model.paper_map(predictions.anomaly_map))  # type: ignore[arg-type]
         image = self.model.views.picture(batch.image)  # type: ignore[arg-type]

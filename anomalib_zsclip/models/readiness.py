@@ -32,6 +32,7 @@ from .arguments import resolve_precision
 from .detector import Detector
 from .folder_references import fill_unlabelled
 from .pretrained_heads import bring_published
+from .verdicts import Verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def make_ready(module: Detector, trainer: Trainer | None = None, *, decide: bool
         ArgumentError: If there are too few normal images.
         CheckpointError: If a head has no learned weights.
     """
+    module.verdicts = None
     precision = resolve_precision(module.precision_name, module.model.backbone)
     if precision != "float32":
         module.model.backbone.set_precision(precision)
@@ -68,7 +70,10 @@ def make_ready(module: Detector, trainer: Trainer | None = None, *, decide: bool
             return  # a validation without data: the images to compare with come with the next stage
         if decide:
             _decide(module, normal, quiet=quiet)
-    module.ready_for = snapshot(module) if decide else None
+    made_for = snapshot(module)
+    module.ready_for = made_for if decide else None
+    if module.verdicts is not None:
+        module.verdicts.made_for = made_for
 
 
 def snapshot(module: Detector) -> tuple[Any, ...]:
@@ -86,6 +91,12 @@ def snapshot(module: Detector) -> tuple[Any, ...]:
         *((path, path.stat().st_mtime_ns if path is not None and path.is_dir() else None) for path in folders),
         module.reading,
     )
+
+
+def valid_verdicts(module: Detector) -> Verdicts | None:
+    """What is known of images, as long as the model is as it was then."""
+    verdicts = module.verdicts
+    return verdicts if verdicts is not None and verdicts.made_for == snapshot(module) else None
 
 
 def note_decisions(module: Detector, trainer: Trainer | None) -> None:

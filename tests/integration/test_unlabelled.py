@@ -54,13 +54,20 @@ def scores(batches: list[Any]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("kind", [MuSc, ZsClip])
-def test_a_folder_and_nothing_else(kind: type, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_and_nothing_else(
+    kind: type, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = tmp_path / "pictures"
     shutil.copytree(folder, own)
     shutil.copy(own / "10.png", own / "copy.png")  # a second one must not excuse the first
     model = make(kind, unlabelled=12)
+    judged: list[int] = []  # views that a second pass of the tower was made for
+    see = model.model.features
+    monkeypatch.setattr(model.model, "features", lambda images: (judged.append(len(images)), see(images))[1])
     with caplog.at_level(logging.INFO, logger="anomalib_zsclip"):
         found = scores(engine(tmp_path).predict(model, data_path=own))
+    assert not judged, "all of them are references"
+    assert model.verdicts is None, "kept for the stage alone"
     good = [score for name, score in found.items() if name not in (*BAD, "copy")]
     assert all(found[name] > max(good) for name in (*BAD, "copy"))
     assert int(model.post_processor.source) == FOLDER
@@ -74,6 +81,7 @@ def test_a_folder_and_nothing_else(kind: type, folder: Path, tmp_path: Path, cap
         alone = scores(engine(tmp_path).predict(model, data_path=own / "10.png"))
     assert alone["10"] == pytest.approx(found["10"], abs=1e-4)
     assert "Compared with the 11 unlabelled images of before" in caplog.text
+    assert sum(judged) == 2
     assert int(model.post_processor.source) == FOLDER
     # Another folder brings references of its own.
     before = model.model.memory_bank.unlabelled

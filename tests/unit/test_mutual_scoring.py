@@ -205,6 +205,43 @@ def test_the_share_is_of_folders_that_fit_together() -> None:
     assert 0 < float(folder_share(between)) < LARGEST_SHARE
 
 
+@pytest.mark.parametrize(
+    ("beside_maxima", "beside_reach", "share"),
+    [
+        (0.5, 0.5, 0.7),
+        (0.6, 0.5, 0.7 * 0.6),
+        (0.7, 0.16, 0.7 / 3),
+        (0.9, 0.15, 0.7 / 2),
+        (0.9, 0.12, 0.7),
+        (0.76, 0.18, 0),
+        (0.6, 0.15, 0.7 * 0.6),
+    ],
+)
+def test_the_share_by_hand(beside_maxima: float, beside_reach: float, share: float) -> None:
+    """A folder misfits where it does so in both measures, and the better of them counts."""
+    steps = torch.tensor([1.0, -2, 0, 2, -1])
+    medians = 0.3 + 0.01 * steps
+    maxima = 0.3 + 0.01 * steps / beside_maxima + 0.01 * 1.4826 / beside_reach
+    patches = torch.stack([medians - 0.1, maxima, medians, medians - 0.2, medians + 0.001], dim=1)
+    assert float(folder_share(patches)) == pytest.approx(share, abs=1e-4)
+
+
+def test_equal_images_fit_together() -> None:
+    assert float(folder_share(torch.full((5, 9), 0.2))) == pytest.approx(LARGEST_SHARE)
+
+
+def test_the_share_is_that_of_whole_pictures() -> None:
+    """The tiles of a picture differ from each other, whatever the folder."""
+    patches = 0.3 + 0.02 * torch.rand(12, 3, 16, generator=torch.Generator().manual_seed(0))
+    patches[:, 0, 3] = 0.6  # the same unusual place in every picture
+    patches[:, 1:] += torch.rand(12, 2, 1, generator=torch.Generator().manual_seed(1))  # two tiles of each
+    scoring = MutualScoring()
+    text = HeadOutput(torch.rand(36), torch.rand(36, 4, 4))
+    scoring.fit(FolderScores(patches.flatten(0, 1), (4, 4), unit(12, 5), *text), (4, 4))
+    assert float(scoring.fitted_share) == pytest.approx(float(folder_share(patches[:, 0])))
+    assert float(scoring.fitted_share) != pytest.approx(float(folder_share(patches.flatten(0, 1))))
+
+
 def test_the_user_overrules_the_folder() -> None:
     scoring, *_ = fused(0.1)
     assert float(scoring.fitted_share) == pytest.approx(0.1)

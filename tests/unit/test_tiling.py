@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
 from torchvision import tv_tensors
 
 from anomalib_zsclip.clip import ClipBackbone
@@ -14,7 +19,15 @@ from anomalib_zsclip.heads.memory_bank import MemoryBank
 from anomalib_zsclip.images import ClipPreProcessor, Tiling
 from anomalib_zsclip.images import tiling as tiling_module
 from anomalib_zsclip.images.resize import resize_picture
-from anomalib_zsclip.images.tiling import TiledResize, grid_of_sheet, is_sheet, make_sheet, stride, working_size
+from anomalib_zsclip.images.tiling import (
+    OneByOne,
+    TiledResize,
+    grid_of_sheet,
+    is_sheet,
+    make_sheet,
+    stride,
+    working_size,
+)
 from anomalib_zsclip.models.views import Seen, Views, join_features, window_weights
 
 TILE = (32, 40)
@@ -292,3 +305,42 @@ def test_a_memory_bank_leaves_an_image_out_with_all_its_views(tiny: ClipBackbone
     assert 1e-4 < alone.reference < 2
     bank.clear()
     assert not len(bank.owners)
+
+
+class Named(Dataset):
+    """Names its files as anomalib's data sets do."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.image_filenames = files
+
+    def __len__(self) -> int:
+        return len(self.image_filenames)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "unlabelled", "sides", "expected"),
+    [
+        ("auto", 0, (8, 8), 1),
+        (1, 0, (8, 9), 4),
+        (1, 6, (8, 8), 4),
+        (1, 6, (8, 9), 1),
+        (2, "all", (8, 9), 1),
+    ],
+)
+def test_pictures_come_one_by_one_where_a_batch_would_change_them(
+    tmp_path: Path, tiles: int | str, unlabelled: int | str, sides: tuple[int, int], expected: int
+) -> None:
+    """anomalib brings the pictures of a batch to one size, and references are read one by one."""
+    files = [tmp_path / f"{index}.png" for index in range(2)]
+    for file, side in zip(files, sides, strict=True):
+        Image.new("RGB", (8, side)).save(file)
+    (tmp_path / "damaged.png").write_bytes(b"no image")
+    parts = [Named([file]) for file in (tmp_path / "damaged.png", *files)]
+    data = SimpleNamespace(eval_batch_size=4, test_data=ConcatDataset(parts))
+    pre_processor = ClipPreProcessor.for_size((16, 16), (0.5,) * 3, (0.5,) * 3, Tiling(tiles))
+    module = SimpleNamespace(pre_processor=pre_processor, unlabelled=unlabelled)
+    callback, trainer = OneByOne(), SimpleNamespace(datamodule=data)
+    callback.setup(trainer, module, "test")  # type: ignore[arg-type]
+    assert data.eval_batch_size == expected
+    callback.teardown(trainer, module, "test")  # type: ignore[arg-type]
+    assert data.eval_batch_size == 4

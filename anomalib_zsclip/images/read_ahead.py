@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+import shutil
 
 import torch
 from anomalib.data import PredictDataset
@@ -13,6 +14,7 @@ from anomalib_zsclip.errors import is_command
 
 from .folder_data import FolderDataset, FolderLoader
 from .reading import DEFAULT_RULES
+from .resize import PublishedResize
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +23,10 @@ BATCH_SIZE = 8
 WORKERS = 4
 """Most processes that read images."""
 SHARED_BYTES = 48_000_000
-"""Most bytes of images on their way from these processes: containers have 64 MB of shared memory, unless told otherwise."""
+"""Bytes of images that may always be on their way from these processes: containers have 64 MB of shared memory."""
+MOST_SHARED_BYTES = 512_000_000
+"""Most of them where there is room, which pictures with many tiles need: the largest take 43 MB each at 192 px."""
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - Linux keeps shared memory there, nothing is written to it here
 PREFETCHED = 2
 """Batches that each process keeps ready."""
 MANY = 64
@@ -56,14 +61,24 @@ class ReadAhead(Callback):
                 logger.info("Found %s", dataset.listing.describe())
             if is_command() and resize is not None and dataset.transform is None:
                 dataset.transform = resize
-                loaders[index] = _loader(dataset, resize.largest, BATCH_SIZE if resize.is_uniform else 1)
+                loaders[index] = _loader(dataset, resize)
             else:
                 loaders[index] = FolderLoader.like(loader, dataset)
 
 
-def _loader(dataset: FolderDataset, size: Sequence[int], most: int = BATCH_SIZE) -> FolderLoader:
-    image_bytes = 4 * 3 * size[0] * size[1]
-    fitting = SHARED_BYTES // (PREFETCHED * image_bytes)
+def _shared_bytes() -> int:
+    """Bytes of images that may be on their way at a time: a quarter of the free shared memory, within limits."""
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        return SHARED_BYTES
+    return min(max(SHARED_BYTES, free // 4), MOST_SHARED_BYTES)
+
+
+def _loader(dataset: FolderDataset, resize: PublishedResize) -> FolderLoader:
+    image_bytes = 4 * 3 * math.prod(resize.largest)
+    most, shared = (BATCH_SIZE, SHARED_BYTES) if resize.is_uniform else (1, _shared_bytes())
+    fitting = shared // (PREFETCHED * image_bytes)
     batch_size = max(1, min(most, fitting // WORKERS))
     spare = max(1, torch.get_num_threads() - 1)
     workers = min(WORKERS, spare, fitting // batch_size) if len(dataset) >= MANY else 0

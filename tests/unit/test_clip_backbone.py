@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, architectures, loading, published
-from anomalib_zsclip.clip.image_tower import attend, layer_norm, project_heads
+from anomalib_zsclip.clip.image_tower import attend, feed_forward, layer_norm, project_heads
 from anomalib_zsclip.clip.text_cache import cache_folder, embed_texts
 from anomalib_zsclip.errors import ArgumentError, BackboneError
 
@@ -519,3 +519,18 @@ def test_cached_weights_are_found_without_the_network(tmp_path: Path, monkeypatc
     )
     assert published.is_available("ViT-B-32", "some tag")
     assert asked == ["somebody/something"]
+
+
+@pytest.mark.parametrize(("threads", "parts"), [(1, [1] * 5), (2, [2, 2, 1]), (64, [5])])
+def test_the_feed_forward_layers_take_an_image_per_thread_at_a_time(
+    tiny: ClipBackbone, monkeypatch: pytest.MonkeyPatch, threads: int, parts: list[int]
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    mlp, x = tiny.clip.visual.transformer.resblocks[0].mlp, torch.randn(5, 17, 64)
+    with torch.no_grad():
+        wanted, given = mlp(x), []
+        hook = mlp.register_forward_pre_hook(lambda _, inputs: given.append(len(inputs[0])))
+        found = feed_forward(x, mlp)
+        hook.remove()
+    assert given == parts
+    torch.testing.assert_close(found, wanted)

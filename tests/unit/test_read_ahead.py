@@ -129,9 +129,29 @@ def test_large_images_fit_into_little_shared_memory(
 ) -> None:
     monkeypatch.setattr(read_ahead, "MANY", 1)
     monkeypatch.setattr("torch.get_num_threads", lambda: 16)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=64_000_000))
     ahead = set_up(loader, monkeypatch, size=(side, side))[1]
     assert (ahead.batch_size, ahead.num_workers) == (batch_size, workers)
     assert ahead.num_workers * 2 * ahead.batch_size * 12 * side * side < 64_000_000
+
+
+@pytest.mark.parametrize(("free", "workers"), [(64_000_000, 0), (600_000_000, 1), (24_000_000_000, 4), (None, 0)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4")
+def test_tiles_of_large_pictures_are_read_ahead_where_shared_memory_allows(
+    loader: DataLoader, monkeypatch: pytest.MonkeyPatch, free: int | None, workers: int
+) -> None:
+    def disk_usage(folder: str) -> SimpleNamespace:
+        assert folder == "/dev/shm"
+        if free is None:
+            raise FileNotFoundError(folder)
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr(read_ahead, "MANY", 1)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 16)
+    monkeypatch.setattr("shutil.disk_usage", disk_usage)
+    own = ClipPreProcessor.for_size((192, 192), (0.5,) * 3, (0.25,) * 3, Tiling("auto"))
+    ahead = set_up(loader, monkeypatch, pre_processor=own)[1]
+    assert (ahead.batch_size, ahead.num_workers) == (1, workers)
 
 
 @pytest.mark.parametrize(("tiling", "batches"), [(Tiling(2), 1), (Tiling("auto"), 3)])

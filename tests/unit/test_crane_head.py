@@ -142,6 +142,12 @@ def test_the_share_goes_from_the_image_embedding_to_the_pooled_patches(backbone:
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+def test_suspicious_patches_are_pooled() -> None:
+    patches, logits = torch.eye(2)[None], torch.tensor([[[0.0, 4.0], [0.0, 0.0]]])
+    expected = F.normalize(torch.tensor([[torch.tensor(4.0).sigmoid(), 0.5]]), dim=-1)
+    torch.testing.assert_close(pool_patches(patches, logits), expected)
+
+
 def test_pooled_patches_have_unit_length_before_they_are_mixed() -> None:
     patches = F.normalize(random_images(2, 9, 8), dim=-1)
     pooled = pool_patches(patches, torch.zeros(2, 9, 2))

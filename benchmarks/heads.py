@@ -110,6 +110,7 @@ def measure(modules: list[MVTecAD], name: str, arguments: argparse.Namespace, pr
     """Mean metrics over the categories, for each head and fusion."""
     k_shot = arguments.k_shot
     model = ZsClip(
+        arguments.heads,
         backbone=arguments.backbone,
         pretrained=arguments.pretrained,
         precision=precision,
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--data", default="./datasets/SyntheticDefects", help="where procedural images are written")
     parser.add_argument("--backbone", default="builtin")
     parser.add_argument("--pretrained")
+    parser.add_argument("--heads", nargs="+", help="default: those that ZsClip takes by itself")
     parser.add_argument("--k-shot", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1, help="of the procedural images")
     parser.add_argument("--explain", action="store_true")

@@ -22,16 +22,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-import torch
 import yaml
 from anomalib.pipelines.components.utils import get_iterator_from_grid_dict
 
-from anomalib_zsclip import ClipBackbone
 from anomalib_zsclip.benchmark.leaderboard import main as make_leaderboard
 from anomalib_zsclip.benchmark.results import COSTS, deviation_columns, metric_columns
 from anomalib_zsclip.data.generator import generate
 from anomalib_zsclip.data.synthetic_defects import CATEGORIES as PRODUCTS
-from anomalib_zsclip.prompts.learned import PromptLearner, save_prompts
 
 CONFIG = Path(__file__).parents[1] / "configs" / "benchmark" / "zero_shot.yaml"
 OF_THE_PAPERS = ("backbone", "pretrained", "checkpoint")
@@ -59,24 +56,13 @@ def save(path: Path, pixels: np.ndarray) -> None:
     cv2.imwrite(str(path), pixels)
 
 
-def random_prompts(folder: Path, variant: str) -> Path:
-    """A file of learned prompts that nobody learned, for the built-in CLIP."""
-    backbone = ClipBackbone.load("builtin")
-    torch.manual_seed(0)
-    path = folder / f"{variant}_prompts.safetensors"
-    save_prompts(PromptLearner(backbone.text_width, depth=backbone.text_layers, variant=variant), path)
-    return path
-
-
-def stand_in(model: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A model of the configuration with the built-in CLIP and the weights that are shipped for it, else random ones."""
+def stand_in(model: dict[str, Any]) -> dict[str, Any]:
+    """A model of the configuration with the built-in CLIP and the weights that are shipped for it."""
     own = model["init_args"]
     if own["model"] == "Patchcore":
         return {**model, "init_args": {**own, "arguments": [{"backbone": "resnet18", "pre_trained": False}]}}
     merged = {key: value for part in own["arguments"] for key, value in part.items()}
     kept = {key: value for key, value in merged.items() if key not in OF_THE_PAPERS}
-    if merged.get("variant") == "crane":  # the built-in CLIP has no weights of this head
-        kept["checkpoint"] = str(random_prompts(folder, "crane"))
     arguments = [{"backbone": "builtin", **kept}] if "backbone" in merged else own["arguments"]
     return {**model, "init_args": {**own, "arguments": arguments}}
 
@@ -104,7 +90,7 @@ def rehearse(options: argparse.Namespace) -> list[str]:
         else:
             write_pictures(root / category, number, "broken", "png", options.side)
         data.append({**entry, "init_args": {"root": str(root), "category": category, "num_workers": 0}})
-    run_models = models if options.as_configured else [stand_in(entry, output) for entry in models]
+    run_models = models if options.as_configured else [stand_in(entry) for entry in models]
     config["accelerator"] = config["accelerator"] if options.as_configured else "cpu"
     config["benchmark"] = {**benchmark, "model": {"grid": run_models}, "data": {"grid": data}}
     (output / "rehearsal.yaml").write_text(yaml.safe_dump(config, sort_keys=False, width=1000), encoding="utf-8")

@@ -47,6 +47,7 @@ DETECTORS = {
     "ClipAd, SDP": ("ClipAd", {"variant": "sdp"}),
     "ClipAd, SDP+": ("ClipAd", {"variant": "sdp+"}),
     "AnomalyClip": ("AnomalyClip", {}),
+    "AnomalyClip, Crane": ("AnomalyClip", {"variant": "crane"}),
     "ZsClip": ("ZsClip", {}),
 }
 

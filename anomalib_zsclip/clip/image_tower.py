@@ -173,8 +173,10 @@ def run_blocks(visual: OpenClipModule, stream: Tensor, request: FeatureRequest) 
                 _add(features.value_value, value_value, merge_heads(by_value, block.attn))
             if self_correlation:
                 # Three fused attentions, though adding up the maps first would save a third of their arithmetic: measured
-                # on a CPU, one thread, added maps take longer at every size, whole or in strips of rows (16 heads of 64,
-                # 1370 tokens: 0.45 s against 0.39 s; 577 tokens: 0.08 against 0.07; 12 heads, 197 tokens: 10 ms against 8).
+                # on CPUs with AVX2, added maps take longer at every size, whole or in strips of rows. One thread, 16 heads
+                # of 64, 1370 tokens: 0.45 s against 0.39 s; 577 tokens: 0.08 against 0.07; 12 heads, 197 tokens: 10 ms
+                # against 8. Two threads, 1370 tokens: 0.24 s against 0.21 s; halves of the symmetric products alone: 0.26
+                # against 0.23. One call on a batch of three, or of queries in parts, is no faster either.
                 others = (F.scaled_dot_product_attention(part, part, value) for part in (query, key))
                 # Added before the projection, so that its bias counts once.
                 _add(features.self_correlation, self_correlation, merge_heads(sum(others, by_value), block.attn))

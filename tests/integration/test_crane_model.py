@@ -88,6 +88,15 @@ def test_without_weights_the_head_is_left_out_or_refused_if_named(
         ZsClip(heads=["sdp", "crane"], **SMALL)
 
 
+def test_shipped_prompts_serve_the_variant_and_join_zs_clip_where_named() -> None:
+    few = {"sdp": {"prompts": FEW_PROMPTS, "rvs": "mean", "text_cache": False}, "explain": False}
+    assert "crane" not in ZsClip(**SMALL, **few).model.heads
+    assert list(ZsClip(heads=["sdp", "crane"], **SMALL, **few).model.heads) == ["sdp", "crane"]
+    model = AnomalyClip(variant="crane", **SMALL)
+    assert all(values.isfinite().all() for values in scores(model))
+    assert model.model.heads["crane"].prompts.info["fingerprint"] == model.model.backbone.fingerprint
+
+
 def test_a_checkpoint_of_zs_clip_brings_the_head_with_it(tmp_path: Path) -> None:
     model = make_model("ZsClip", tmp_path, image_size=64, visualizer=False)
     make_engine(tmp_path).fit(model, datamodule=make_transfer(tmp_path).target)

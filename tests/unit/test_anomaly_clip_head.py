@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,63 +13,36 @@ from anomalib_zsclip.clip import ClipBackbone, FeatureRequest
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.heads import anomaly_clip
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead, class_probabilities, summed_map
-from anomalib_zsclip.heads.base import HeadOutput
 from anomalib_zsclip.prompts.learned import (
     OFFICIAL,
     PromptLearner,
     load_prompts,
     save_prompts,
 )
-
-WIDTH, TEXT_LAYERS = 16, 3
-
-
-def make_backbone(text_layers: int = TEXT_LAYERS, text_width: int = WIDTH, seed: int = 0) -> ClipBackbone:
-    """A random CLIP with patches of 8 pixels and 6 image blocks."""
-    torch.manual_seed(seed)
-    vision = {"image_size": 32, "layers": 6, "width": 32, "head_width": 16, "patch_size": 8}
-    text = {"context_length": 77, "vocab_size": 49408, "width": text_width, "heads": 2, "layers": text_layers}
-    return ClipBackbone(open_clip.model.CLIP(24, vision, text), name="tiny", position_mode="bilinear")
+from tests.learned_prompts import (
+    WIDTH,
+    official_file,
+    official_state_dict,
+    random_images,
+    run,
+    tiny_backbone,
+)
 
 
 @pytest.fixture(scope="module")
 def backbone() -> ClipBackbone:
-    return make_backbone()
+    return tiny_backbone()
 
 
 @pytest.fixture
 def official(tmp_path: Path) -> Path:
-    path = tmp_path / "epoch_15.pth"
-    torch.save({"prompt_learner": official_state_dict()}, path)
-    return path
-
-
-def official_state_dict(n_ctx: int = 12, depth: int = TEXT_LAYERS, t_n_ctx: int = 4, width: int = WIDTH) -> dict:
-    """State dict as the published program saves it, its buffers included."""
-    generator = torch.Generator().manual_seed(0)
-    random = {f"ctx_{kind}": torch.randn(1, 1, n_ctx, width, generator=generator) for kind in ("pos", "neg")}
-    for i in range(depth - 1):
-        random[f"compound_prompts_text.{i}"] = torch.randn(t_n_ctx, width, generator=generator)
-        random[f"compound_prompt_projections.{i}.weight"] = torch.zeros(896, width)
-        random[f"compound_prompt_projections.{i}.bias"] = torch.zeros(896)
-    buffers = {"token_prefix_pos": torch.zeros(1, 1, 1, width), "tokenized_prompts_pos": torch.zeros(1, 1, 77).int()}
-    return random | buffers
+    return official_file(tmp_path / "epoch_15.pth", official_state_dict())
 
 
 def make_head(backbone: ClipBackbone, prompts: Path, **arguments: object) -> AnomalyClipHead:
     head = AnomalyClipHead(prompts, **arguments)
     head.setup(backbone, "object")
     return head
-
-
-@torch.no_grad()
-def run(head: AnomalyClipHead, backbone: ClipBackbone, images: Tensor) -> HeadOutput:
-    features = backbone.forward_intermediates(images, head.request(backbone))
-    return head(features, backbone, tuple(images.shape[-2:]))
-
-
-def random_images(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 24), (8, 64), (37, 50)])
@@ -190,7 +162,7 @@ def test_shipped_prompts_serve_the_built_in_backbone_alone(
     shipped = tmp_path / "shipped.safetensors"
     save_prompts(load_prompts(official), shipped)
     monkeypatch.setattr(anomaly_clip, "BUILTIN_PROMPTS", shipped)
-    backbone = make_backbone()
+    backbone = tiny_backbone()
     backbone.name = "builtin"
     head = AnomalyClipHead()
     head.setup(backbone, "object")
@@ -354,7 +326,7 @@ def test_a_state_dict_of_other_prompts_is_refused(backbone: ClipBackbone, offici
     restored = AnomalyClipHead()
     restored.load_state_dict(state_dict)
     with pytest.raises(CheckpointError, match=r"depth=3 instead of 5, text_width=16 instead of 32"):
-        restored.setup(make_backbone(text_layers=5, text_width=32), "object")
+        restored.setup(tiny_backbone(text_layers=5, text_width=32), "object")
 
 
 def test_files_give_back_what_was_saved(tmp_path: Path) -> None:
@@ -368,9 +340,9 @@ def test_files_give_back_what_was_saved(tmp_path: Path) -> None:
 
 
 def test_prompts_without_deep_ones_survive_both_formats(tmp_path: Path) -> None:
-    torch.save({"prompt_learner": official_state_dict(depth=1)}, tmp_path / "shallow.pth")
+    official_file(tmp_path / "shallow.pth", official_state_dict(depth=1))
     save_prompts(load_prompts(tmp_path / "shallow.pth"), tmp_path / "shallow.safetensors")
-    head = make_head(make_backbone(), tmp_path / "shallow.safetensors", depth=1)
+    head = make_head(tiny_backbone(), tmp_path / "shallow.safetensors", depth=1)
     assert head.prompts.dimensions["depth"] == 1
 
 
@@ -396,9 +368,9 @@ def test_saved_official_prompts_give_the_same_text_features(
 def test_prompts_of_another_size_are_refused_with_both_sizes(
     backbone: ClipBackbone, tmp_path: Path, sizes: dict[str, int], message: str
 ) -> None:
-    torch.save({"prompt_learner": official_state_dict(**sizes)}, tmp_path / "other.pth")
+    path = official_file(tmp_path / "other.pth", official_state_dict(**sizes))
     with pytest.raises(CheckpointError, match=message):
-        make_head(backbone, tmp_path / "other.pth")
+        make_head(backbone, path)
 
 
 def test_prompts_of_another_backbone_are_refused(backbone: ClipBackbone, tmp_path: Path) -> None:
@@ -406,7 +378,7 @@ def test_prompts_of_another_backbone_are_refused(backbone: ClipBackbone, tmp_pat
     head.setup(backbone, "object")
     save_prompts(head.prompts, tmp_path / "prompts.safetensors")
     with pytest.raises(CheckpointError, match="learned with the backbone 'tiny'"):
-        make_head(make_backbone(seed=1), tmp_path / "prompts.safetensors")
+        make_head(tiny_backbone(seed=1), tmp_path / "prompts.safetensors")
 
 
 def damage(state_dict: dict, name: str, value: Tensor | None) -> dict:
@@ -431,8 +403,7 @@ def damage(state_dict: dict, name: str, value: Tensor | None) -> dict:
     ],
 )
 def test_damaged_prompts_are_named(tmp_path: Path, name: str, value: Tensor | None, message: str) -> None:
-    path = tmp_path / "damaged.pth"
-    torch.save({"prompt_learner": damage(official_state_dict(), name, value)}, path)
+    path = official_file(tmp_path / "damaged.pth", damage(official_state_dict(), name, value))
     with pytest.raises(CheckpointError, match=message):
         load_prompts(path)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,58 +18,35 @@ from anomalib_zsclip.heads.crane import CraneHead, CraneOptions, fuse_pooled, po
 from anomalib_zsclip.heads.learned_prompts import LearnedPromptsHead
 from anomalib_zsclip.heads.two_sentences import class_logits
 from anomalib_zsclip.prompts.learned import load_prompts, save_prompts
-
-WIDTH, TEXT_LAYERS = 16, 3
-
-
-def make_backbone(embed_dim: int = WIDTH) -> ClipBackbone:
-    """A random CLIP with patches of 8 pixels and 6 image blocks."""
-    torch.manual_seed(0)
-    vision = {"image_size": 32, "layers": 6, "width": 32, "head_width": 16, "patch_size": 8}
-    text = {"context_length": 77, "vocab_size": 49408, "width": WIDTH, "heads": 2, "layers": TEXT_LAYERS}
-    model = open_clip.model.CLIP(embed_dim, vision, text)
-    for block in model.visual.transformer.resblocks:
-        nn.init.normal_(block.attn.out_proj.bias, std=0.5)  # open_clip's start is 0, which hides how often it counts
-    return ClipBackbone(model, name="tiny", position_mode="bilinear")
+from tests.learned_prompts import (
+    TEXT_LAYERS,
+    WIDTH,
+    official_file,
+    official_state_dict,
+    random_images,
+    run,
+    tiny_backbone,
+)
 
 
 @pytest.fixture(scope="module")
 def backbone() -> ClipBackbone:
-    return make_backbone()
+    return tiny_backbone(embed_dim=WIDTH)
 
 
-def prompts_file(folder: Path, *, projections: bool, depth: int = TEXT_LAYERS) -> Path:
-    """Prompts in the published layout; the projections are what AnomalyCLIP's files have and Crane's have not."""
-    generator = torch.Generator().manual_seed(0)
-    tensors = {f"ctx_{kind}": torch.randn(1, 1, 12, WIDTH, generator=generator) for kind in ("pos", "neg")}
-    for i in range(depth - 1):
-        tensors[f"compound_prompts_text.{i}"] = torch.randn(4, WIDTH, generator=generator)
-        if projections:
-            tensors[f"compound_prompt_projections.{i}.weight"] = torch.zeros(896, WIDTH)
-    path = folder / f"prompts_{projections}_{depth}.pth"
-    torch.save({"prompt_learner": tensors}, path)
-    return path
+def prompts_file(folder: Path, variant: str, depth: int = TEXT_LAYERS) -> Path:
+    return official_file(folder / f"prompts_{variant}_{depth}.pth", official_state_dict(variant, depth=depth))
 
 
 @pytest.fixture
 def official(tmp_path: Path) -> Path:
-    return prompts_file(tmp_path, projections=False)
+    return prompts_file(tmp_path, "crane")
 
 
 def make_head(backbone: ClipBackbone, prompts: Path | None = None, **arguments: object) -> CraneHead:
     head = CraneHead(prompts, **arguments)
     head.setup(backbone, "object")
     return head
-
-
-@torch.no_grad()
-def run(head: LearnedPromptsHead, backbone: ClipBackbone, images: Tensor) -> HeadOutput:
-    features = backbone.forward_intermediates(images, head.request(backbone))
-    return head(features, backbone, tuple(images.shape[-2:]))
-
-
-def random_images(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
 # ---------------------------------------------------------------------- the sums of the pass
@@ -166,6 +142,12 @@ def test_the_share_goes_from_the_image_embedding_to_the_pooled_patches(backbone:
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+def test_suspicious_patches_are_pooled() -> None:
+    patches, logits = torch.eye(2)[None], torch.tensor([[[0.0, 4.0], [0.0, 0.0]]])
+    expected = F.normalize(torch.tensor([[torch.tensor(4.0).sigmoid(), 0.5]]), dim=-1)
+    torch.testing.assert_close(pool_patches(patches, logits), expected)
+
+
 def test_pooled_patches_have_unit_length_before_they_are_mixed() -> None:
     patches = F.normalize(random_images(2, 9, 8), dim=-1)
     pooled = pool_patches(patches, torch.zeros(2, 9, 2))
@@ -237,7 +219,7 @@ def test_the_image_stands_behind_the_learned_tokens(backbone: ClipBackbone, offi
 
 
 def test_images_of_another_width_are_no_tokens(official: Path) -> None:
-    wide = make_backbone(embed_dim=24)
+    wide = tiny_backbone(embed_dim=24)
     for arguments in ({"learn": True}, {"prompts": official, "image_tokens": True}):
         with pytest.raises(ArgumentError, match=r"'tiny' have 24 dimensions.*have 16.*image_tokens=False"):
             make_head(wide, **arguments)
@@ -333,7 +315,7 @@ def test_a_batch_of_one_image_is_a_batch(backbone: ClipBackbone) -> None:
 def test_a_file_of_the_other_method_is_refused_with_the_right_variant(
     backbone: ClipBackbone, tmp_path: Path, suffix: str, own: type[LearnedPromptsHead], other: str, named: str
 ) -> None:
-    path = prompts_file(tmp_path, projections=other == "anomaly_clip")
+    path = prompts_file(tmp_path, other)
     if suffix == ".safetensors":
         prompts, path = load_prompts(path), tmp_path / "ours.safetensors"
         save_prompts(prompts, path)
@@ -346,7 +328,7 @@ def test_a_file_of_the_other_method_is_refused_with_the_right_variant(
 def test_a_file_without_deep_prompts_serves_both(
     backbone: ClipBackbone, tmp_path: Path, own: type[LearnedPromptsHead]
 ) -> None:
-    head = own(prompts_file(tmp_path, projections=False, depth=1), depth=1)
+    head = own(prompts_file(tmp_path, "crane", depth=1), depth=1)
     head.setup(backbone, "object")
     assert head.is_learned
 

@@ -18,6 +18,7 @@ from PIL import Image
 from anomalib_zsclip import MuSc, SyntheticDefects, ZsClip
 from anomalib_zsclip.data.generator import generate
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
+from anomalib_zsclip.models.verdicts import Verdicts
 from anomalib_zsclip.outputs.post_processing import FOLDER, LABELLED_DATA
 
 SIZE = 96
@@ -68,6 +69,9 @@ def test_a_folder_and_nothing_else(
         found = scores(engine(tmp_path).predict(model, data_path=own))
     assert not judged, "all of them are references"
     assert model.verdicts is None, "kept for the stage alone"
+    model.verdicts = Verdicts()  # a stage that ends with an exception has no teardown
+    model.prepare()
+    assert model.verdicts is None
     good = [score for name, score in found.items() if name not in (*BAD, "copy")]
     assert all(found[name] > max(good) for name in (*BAD, "copy"))
     assert int(model.post_processor.source) == FOLDER

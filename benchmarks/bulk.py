@@ -1,7 +1,7 @@
 """A folder of many images through `anomalib predict`, pictures and scores written, beside the model alone.
 
-    python benchmarks/bulk.py                       # 1,000 images of 128 px, the built-in backbone
-    python benchmarks/bulk.py --count 300 --model RandomWordClip
+    python benchmarks/bulk.py                       # 1,000 images of 192 px, the built-in backbone
+    python benchmarks/bulk.py --count 300 --tiles 2 --unlabelled 48
 
 Prints a table and writes ``bulk.json``: images per second of the command (after the first 100, so that the start does not
 count) and of the model alone on images in memory, one by one and in batches of the command's size, before and after it,
@@ -46,8 +46,8 @@ def make_images(root: Path, count: int, side: int) -> Path:
 
 def model_alone(model: Any, batch_size: int, count: int = 64) -> float:  # noqa: ANN401 - one of our models
     """Images per second of the model on images in memory."""
-    batches = torch.rand(count, 3, *model.input_size).split(batch_size)
     with torch.inference_mode():
+        batches = model.pre_processor.transform(torch.rand(count, 3, *model.input_size)).split(batch_size)
         for batch in batches[: max(1, 16 // batch_size)]:
             model.model.explain(batch)
         began = time.perf_counter()
@@ -64,10 +64,10 @@ def megabytes(process: int) -> float:
     return own / 1024 + sum(map(megabytes, children))
 
 
-def command(name: str, folder: Path, results: Path, count: int, side: int) -> Row:
+def command(name: str, model: dict[str, Any], folder: Path, results: Path, count: int) -> Row:
     """Run the command and watch its table of scores grow."""
-    arguments = ["predict", "--model", name, "--model.backbone", "builtin", "--data", str(folder)]
-    arguments += ["--model.image_size", str(side)]
+    arguments = ["predict", "--model", name, "--data", str(folder)]
+    arguments += [f"--model.{argument}={value}" for argument, value in model.items()]
     program = Path(sys.executable).with_name("anomalib")
     log = results.parent / "log.txt"
     with log.open("w") as output:
@@ -103,7 +103,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ZsClip")
     parser.add_argument("--count", type=int, default=1000, help="of the images, a multiple of 10")
-    parser.add_argument("--side", type=int, default=128, help="of the images, in pixels")
+    parser.add_argument("--side", type=int, default=192, help="of the images, in pixels")
+    parser.add_argument("--tiles", type=int, default=1, help="along each side of an image")
+    parser.add_argument("--unlabelled", type=int, default=0, help="images of the folder to compare with")
     parser.add_argument("--output", type=Path, default=Path("bulk.json"))
     arguments = parser.parse_args()
     if arguments.count <= WARM_UP or arguments.count % 10:
@@ -113,12 +115,15 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         folder, results = make_images(Path(scratch, "data"), arguments.count, arguments.side), Path(scratch, "results")
         results.mkdir()
-        model = getattr(anomalib_zsclip, arguments.model)(backbone="builtin", image_size=arguments.side).eval()
+        given: dict[str, Any] = {"backbone": "builtin", "image_size": arguments.side, "tiles": arguments.tiles}
+        if arguments.unlabelled:
+            given |= {"unlabelled": arguments.unlabelled, "unlabelled_dir": str(folder)}
+        model = getattr(anomalib_zsclip, arguments.model)(**given).eval()
         model.prepare()
         before = [model_alone(model, size) for size in (1, BATCH_SIZE)]
-        row = command(arguments.model, folder, results, arguments.count, arguments.side)
+        row = command(arguments.model, given, folder, results, arguments.count)
         after = [model_alone(model, size) for size in (1, BATCH_SIZE)]
-    row = {"model": arguments.model, **row}
+    row = {"model": arguments.model, "tiles": arguments.tiles, "unlabelled": arguments.unlabelled, **row}
     for size, rates in zip((1, BATCH_SIZE), zip(before, after, strict=True), strict=True):
         alone = sum(rates) / 2
         row |= {f"alone by {size}, images/s": alone, f"share of it, by {size}": row["images/s"] / alone}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from anomalib_zsclip.clip import ImageFeatures
 from anomalib_zsclip.errors import ArgumentError
-from anomalib_zsclip.heads.maps import upsample
+from anomalib_zsclip.heads.maps import like, upsample
 from anomalib_zsclip.heads.options import Recipe
 from anomalib_zsclip.images import Tiling
 from anomalib_zsclip.images.tiling import MAX_TILES, NO_TILES, Size, Tiles, grid_of_sheet, stride, working_size
@@ -201,14 +201,14 @@ class Views:
         """Add the maps ``[B, h, w]`` of a tile to the canvas ``[B, H, W]``, with weights that add up to one."""
         axes = []
         for start, side, step, count in zip(box, self._tile, stride(self._tile), grid, strict=True):
-            weights = window_weights(side, side - step, first=start == 0, last=start == (count - 1) * step)
-            axes.append((slice(start, start + side), torch.from_numpy(weights).to(maps)))
+            weights = like(maps, window_weights, side, side - step, start == 0, start == (count - 1) * step)
+            axes.append((slice(start, start + side), weights))
         (rows, down), (columns, across) = axes
         canvas[:, rows, columns] += maps * down[:, None] * across
 
 
 @lru_cache(maxsize=64)
-def window_weights(side: int, overlap: int, *, first: bool, last: bool) -> np.ndarray:
+def window_weights(side: int, overlap: int, first: bool, last: bool) -> np.ndarray:
     """Weights ``[side]`` of a tile along one axis: rising and falling as squared sines where neighbours overlap, else 1.
 
     Two neighbours' weights add up to one everywhere, and neither jumps nor bends at the border of a tile.

@@ -224,17 +224,22 @@ def attend(
     return merge_heads(F.scaled_dot_product_attention(query, key, value, is_causal=causal), attention)
 
 
-def feed_forward(x: Tensor, mlp: nn.Module) -> Tensor:
-    """The block's MLP on tokens ``[B, N, W]``; on a processor an image per thread at a time.
+HIDDEN_BYTES = 2**21
+"""Of a thread's share of the hidden layer of an MLP, unless one image has more: about a core's second cache."""
+
+
+def feed_forward(x: Tensor, mlp: OpenClipModule) -> Tensor:
+    """The block's MLP on tokens ``[B, N, W]``; on a processor few images at a time, at least one per thread.
 
     The hidden layer is four times as wide as the stream. Of a batch it does not fit into the cache, and its memory is
     fetched from the system and given back in each block: five images of 577 tokens and width 192 took 30 ms at once and
-    26 ms one by one (one thread).
+    26 ms one by one (one thread). Of small images, such as the windows of RandomWordClip, many go together.
     """
-    threads = torch.get_num_threads()
-    if torch.compiler.is_exporting() or not x.is_cpu or len(x) <= threads:
+    image_bytes = x.shape[1] * mlp.c_fc.out_features * x.element_size()
+    count = torch.get_num_threads() * max(1, HIDDEN_BYTES // max(image_bytes, 1))
+    if torch.compiler.is_exporting() or not x.is_cpu or len(x) <= count:
         return mlp(x)
-    return torch.cat([mlp(part) for part in x.split(threads)])
+    return torch.cat([mlp(part) for part in x.split(count)])
 
 
 def merge_heads(mixed: Tensor, attention: nn.MultiheadAttention) -> Tensor:

@@ -521,11 +521,19 @@ def test_cached_weights_are_found_without_the_network(tmp_path: Path, monkeypatc
     assert asked == ["somebody/something"]
 
 
-@pytest.mark.parametrize(("threads", "parts"), [(1, [1] * 5), (2, [2, 2, 1]), (64, [5])])
-def test_the_feed_forward_layers_take_an_image_per_thread_at_a_time(
-    tiny: ClipBackbone, monkeypatch: pytest.MonkeyPatch, threads: int, parts: list[int]
+@pytest.mark.parametrize(
+    ("threads", "images", "parts"),
+    [
+        (1, 0.5, [1] * 5), (1, 1, [1] * 5), (1, 2.9, [2, 2, 1]), (1, 5, [5]),
+        (2, 0, [2, 2, 1]), (2, 1, [2, 2, 1]), (2, 2, [4, 1]), (64, 0, [5]),
+    ],
+)  # fmt: skip
+def test_the_feed_forward_layers_take_as_many_images_at_a_time_as_fit_the_caches(
+    tiny: ClipBackbone, monkeypatch: pytest.MonkeyPatch, threads: int, images: float, parts: list[int]
 ) -> None:
+    """``images`` fit the cache of a thread."""
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr("anomalib_zsclip.clip.image_tower.HIDDEN_BYTES", int(images * 17 * 4 * 64 * 4))
     mlp, x = tiny.clip.visual.transformer.resblocks[0].mlp, torch.randn(5, 17, 64)
     with torch.no_grad():
         wanted, given = mlp(x), []

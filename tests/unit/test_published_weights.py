@@ -477,6 +477,7 @@ def test_the_way_out_names_another_clip_only_where_it_has_to(head: str, fits: bo
 @pytest.mark.parametrize("model", [ClipAd, AnomalyClip])
 def test_missing_weights_of_a_head_mention_the_published_ones(model: type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anomalib_zsclip.models.clip_ad.shipped_head", lambda *_args: None)
+    monkeypatch.setattr("anomalib_zsclip.heads.crane.BUILTIN_PROMPTS", Path("absent"))
     variant = {ClipAd: "sdp+", AnomalyClip: "crane"}[model]
     with pytest.raises((CheckpointError, ArgumentError), match=r"no learned .*backbone='ViT-.*checkpoint='published'"):
         model(backbone="builtin", variant=variant, **(FEW if model is ClipAd else {})).prepare()

@@ -83,7 +83,7 @@ def command(name: str, model: dict[str, Any], folder: Path, results: Path, count
             done = table.read_bytes().count(b"\n") - 1
             if done >= WARM_UP:
                 marks.append((time.perf_counter(), done))
-                if done < count and len(marks) % 5 == 1:
+                if done < count and len(marks) % 50 == 1:  # every five seconds: to count pages holds the process up
                     with suppress(OSError, StopIteration):  # not Linux, or a process that has just ended
                         memory.append(megabytes(process.pid))
     if process.returncode or not marks or marks[-1][1] < count:

@@ -18,6 +18,7 @@ from PIL import Image
 from anomalib_zsclip import AnomalyClip, ZeroShotTransfer, ZsClip
 from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.images.tiling import working_size
+from anomalib_zsclip.models.zero_shot_model import ZeroShotModel
 from tests.builtin_models import FEW_PROMPTS, MODELS, make_model, save
 
 SIDE = 32
@@ -127,6 +128,26 @@ def test_thresholds_and_references_are_made_anew_for_other_tiles(folder: Path, t
         loaded.prepare()
         assert not torch.allclose(loaded.post_processor.normal_scores, made), other
     assert loaded.model.memory_bank.patches.shape == model.model.memory_bank.patches.shape
+
+
+def test_all_views_of_an_image_outside_the_bank_stand_in_for_one_that_is_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, judge = [], ZeroShotModel.judge
+
+    def noting(self: ZeroShotModel, images: torch.Tensor, *rest: Any) -> Any:
+        given.append(rest)
+        return judge(self, images, *rest)
+
+    monkeypatch.setattr(ZeroShotModel, "judge", noting)
+    model = small(tiles=2, k_shot=2, normal_dir=folder / "good").eval()
+    model.prepare()
+    bank = model.model.memory_bank
+    left_out = [rest for rest in given if rest]
+    assert [number for number, _ in left_out] == [0, 1]
+    for _, substitute in left_out:
+        assert substitute.shape == (len(bank.patches), 5, *bank.patches.shape[2:])
+        assert all(not torch.allclose(view, known) for view in substitute[0] for known in bank.patches[0])
 
 
 def test_a_change_is_seen_by_plain_calls(folder: Path) -> None:

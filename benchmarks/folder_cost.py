@@ -17,8 +17,10 @@ import time
 
 import torch
 import torch.nn.functional as F
-from speed import SIZES, Row, forget_peak, make_clip, peak_megabytes
+from processes import Row
 
+from anomalib_zsclip.benchmark.timing import peak_memory, reset_peak_memory
+from anomalib_zsclip.check.candidates import SIZES, make_clip
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.heads.memory_bank import MemoryBank, PublishedBank
 
@@ -39,8 +41,8 @@ def measure(kind: str, references: int, pictures: int, size: str) -> Row:
         known[:, index] = F.normalize(torch.randn(rows, 1, patches, width), dim=-1)
     bank.remember_unlabelled(known)
     tower, comparison = [], []
-    forget_peak()
-    before = peak_megabytes()
+    reset_peak_memory(backbone.device)
+    before = peak_memory(backbone.device)
     for _ in range(pictures):
         began = time.perf_counter()
         features = backbone.forward_intermediates(torch.rand_like(image), request)
@@ -52,7 +54,7 @@ def measure(kind: str, references: int, pictures: int, size: str) -> Row:
         "tower": statistics.median(tower),
         "comparison": statistics.median(comparison),
         "references MB": known.nbytes / 2**20,
-        "peak MB": peak_megabytes() - before,
+        "peak MB": (peak_memory(backbone.device) - before) / 2**20,
     }
 
 

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,31 +26,18 @@ import torch
 from anomalib.data import MVTecAD
 from anomalib.data.utils import ValSplitMode
 from sklearn.metrics import roc_auc_score
-from speed import Row, describe_machine, print_table
+from speed import Row, print_table
 from tqdm.auto import tqdm
 
 from anomalib_zsclip import SyntheticDefects, ZsClip
 from anomalib_zsclip.benchmark.metrics import ExactAUROC
+from anomalib_zsclip.benchmark.timing import describe_machine, peak_memory, reset_peak_memory
 from anomalib_zsclip.data.generator import FAMILIES
 from anomalib_zsclip.data.synthetic_defects import CATEGORIES
 
+CPU = torch.device("cpu")
 HELD_OUT = [name for name, product in CATEGORIES.items() if FAMILIES[product.family].held_out]
 """Products that the built-in CLIP never saw."""
-
-
-def start_memory() -> None:
-    """Set the high-water mark to the present size (Linux)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def megabytes() -> float:
-    """The high-water mark of this process."""
-    try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        found = None
-    return int(found[1]) / 1024 if found else float("nan")
 
 
 def dataset(data: Any) -> Any:  # noqa: ANN401 - a data module's test set
@@ -67,7 +52,7 @@ def measure(model: ZsClip, images: Any, shares: list[float]) -> Row:  # noqa: AN
     metrics = [ExactAUROC(fields=["anomaly_map", "gt_mask"]) for _ in shares]
     scores: list[list[float]] = [[] for _ in shares]
     labels, views, seconds = [], 0, 0.0
-    start_memory()
+    reset_peak_memory(CPU)
     for index in tqdm(range(len(images)), leave=False):
         item = images[index]
         began = time.perf_counter()
@@ -94,7 +79,7 @@ def measure(model: ZsClip, images: Any, shares: list[float]) -> Row:  # noqa: AN
     return row | {
         "ms/picture": 1000 * seconds / len(images),
         "ms/view": 1000 * seconds / views,
-        "MB at most": megabytes(),
+        "MB at most": peak_memory(CPU) / 2**20,
     }
 
 

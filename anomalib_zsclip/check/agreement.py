@@ -29,7 +29,7 @@ from anomalib_zsclip.heads.sdp import SdpHead
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.models import AnomalyClip, ClipAd, MuSc, RandomWordClip, ZsClip
 
-from .outcome import AGREEMENT, DIFFERENCE, Outcome, guarded
+from .outcome import AGREEMENT, DIFFERENCE, Found, Outcome, guarded
 
 IMAGES = 4
 """Of each kind: enough that a bank can leave one out and batches have more than one."""
@@ -42,11 +42,8 @@ steps, so that losses part slowly; a wrong gradient parts them by far more."""
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 """OpenVINO computes in bfloat16 by itself where the machine has it."""
 
-
 Judged = tuple[Tensor, Tensor]
 """Scores ``[B]`` and maps ``[B, H, W]``, on the processor."""
-Found = Iterator[tuple[float, str, float | None]]
-"""Values with their units and limits."""
 
 
 class Pictures(NamedTuple):

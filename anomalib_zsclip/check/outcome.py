@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from anomalib_zsclip.errors import ZsClipError
 
 AGREEMENT = 1e-3
 """Largest difference of scores and maps, both in [0, 1], between two ways to compute the same in float32."""
-
-
 DIFFERENCE = "largest difference"
 """Unit of a comparison of scores and maps."""
+Found = Iterator[tuple[float, str, float | None]]
+"""Values with their units and limits."""
 
 
 class Outcome(NamedTuple):
@@ -55,7 +55,7 @@ def guarded(
     check: str,
     what: str,
     where: str,
-    look: Callable[..., Iterable[tuple[float, str, float | None]]],
+    look: Callable[..., Found],
     *arguments: Any,  # noqa: ANN401
 ) -> Iterator[Outcome]:
     """Outcomes of ``look``; where it breaks off, one that says why, so that the other checks go on.

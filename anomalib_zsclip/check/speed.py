@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from anomalib_zsclip.benchmark.timing import peak_memory, ratio, reset_peak_memory, take_turns
 
 from .candidates import PLAIN, SIZES, make_candidates, make_clip, make_detector
-from .outcome import AGREEMENT, DIFFERENCE, Outcome, guarded
+from .outcome import AGREEMENT, DIFFERENCE, Found, Outcome, guarded
 
 MODELS = ("AnomalyClip", "AnomalyClip crane", "ZsClip, all heads")
 COMPILED = "ZsClip, all heads"
-Found = Iterator[tuple[float, str, float | None]]
 
 
 def check_speed(
@@ -45,11 +44,11 @@ def _take_turns(
     candidates = make_candidates(size, MODELS, precision, batch, device)
     times |= take_turns(candidates, seconds, device)
     if device == "cuda":  # of a process, memory says little after all the others
-        for call in candidates.values():
+        for name, call in candidates.items():
             reset_peak_memory(torch.device(device))
             with torch.no_grad():
                 call()
-            yield peak_memory(torch.device(device)) / 2**20, "MB at most", None
+            yield peak_memory(torch.device(device)) / 2**20, f"MB at most, {name}", None
 
 
 def check_compilation(sizes: list[str], devices: list[str], seconds: float) -> Iterator[Outcome]:

@@ -60,13 +60,11 @@ def _kept(
         return torch.from_numpy(make(*arguments)).to(device, dtype)
 
 
-@lru_cache(maxsize=64)
 def _axis_matrix(source: int, target: int, sigma: float, align_corners: bool) -> np.ndarray:
     matrix = interpolation_matrix(source, target, align_corners=align_corners)
     return smoothing_matrix(target, sigma) @ matrix if sigma > 0 else matrix
 
 
-@lru_cache(maxsize=64)
 def interpolation_matrix(source: int, target: int, *, align_corners: bool = False) -> np.ndarray:
     """Matrix ``[target, source]`` of a bilinear resize along one axis, as torch's ``interpolate`` does it."""
     positions = np.arange(target, dtype=np.float64)
@@ -81,7 +79,6 @@ def interpolation_matrix(source: int, target: int, *, align_corners: bool = Fals
     return (identity[low] * (1 - weight) + identity[high] * weight).astype(np.float32)
 
 
-@lru_cache(maxsize=64)
 def smoothing_matrix(size: int, sigma: float) -> np.ndarray:
     """Matrix ``[size, size]`` of a Gaussian filter along one axis, border samples mirrored with the edge repeated."""
     radius = int(4 * sigma + 0.5)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -207,7 +206,6 @@ class Views:
         canvas[:, rows, columns] += maps * down[:, None] * across
 
 
-@lru_cache(maxsize=64)
 def window_weights(side: int, overlap: int, first: bool, last: bool) -> np.ndarray:
     """Weights ``[side]`` of a tile along one axis: rising and falling as squared sines where neighbours overlap, else 1.
 

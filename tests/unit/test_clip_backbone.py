@@ -542,3 +542,25 @@ def test_the_feed_forward_layers_take_as_many_images_at_a_time_as_fit_the_caches
         hook.remove()
     assert given == parts
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "hidden", "parts"),
+    [((5, 577, 192), 768, 5), ((5, 226, 896), 3584, 5), ((256, 10, 896), 3584, 19), ((256, 1, 896), 3584, 2)],
+    ids=["built-in, 192 px", "ViT-B-16-plus, 240 px", "its windows", "single tokens"],
+)
+def test_images_of_default_size_go_one_by_one_and_small_ones_together(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], hidden: int, parts: int
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    given = []
+
+    class Counter(torch.nn.Module):
+        c_fc = torch.nn.Linear(1, hidden)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            given.append(len(x))
+            return x
+
+    assert feed_forward(torch.zeros(shape), Counter()).shape == shape
+    assert len(given) == parts

@@ -56,6 +56,18 @@ def check_unlabelled(value: int | str, least: int = 0) -> int | str:
     raise ArgumentError(msg)
 
 
+def refuse_without_unlabelled(unlabelled: int | str, **arguments: object) -> None:
+    """Refuse arguments that say how to compare with unlabelled images where there is no comparison.
+
+    Raises:
+        ArgumentError: If one of them is given and ``unlabelled`` is 0.
+    """
+    idle = [f"{name}={str(value)!r}" for name, value in arguments.items() if value is not None]
+    if idle and not unlabelled:
+        msg = f"{' and '.join(idle)} has no effect with unlabelled=0. Give unlabelled=48 as well, or 'all', or leave it out."
+        raise ArgumentError(msg)
+
+
 def check_expected_defects(value: float) -> float:
     """Share of defective parts in a folder.
 

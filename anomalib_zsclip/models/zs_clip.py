@@ -35,7 +35,7 @@ from anomalib_zsclip.outputs.regions import DEFAULT_MIN_REGION
 from anomalib_zsclip.outputs.thresholds import DEFAULT_EXPECTED_DEFECTS, DEFAULT_FALSE_ALARMS
 
 from .arguments import IN_CHECKPOINT, read_backbone_arguments, resolve_evaluator, resolve_size
-from .folder_references import check_expected_defects, check_unlabelled
+from .folder_references import check_expected_defects, check_unlabelled, refuse_without_unlabelled
 from .hooks import ZeroShotMixin
 from .pretrained_heads import take_published
 from .views import TILE_SHARE, VIEW_CHUNK, Views
@@ -212,6 +212,7 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
             logger.info("Heads without weights for the backbone %r are left out: %s.", clip.name, ", ".join(absent))
         made = {name: self._make_head(name, clip, files.get(name)) for name in names if name not in absent}
         self.unlabelled, self.unlabelled_dir = check_unlabelled(unlabelled), unlabelled_dir
+        refuse_without_unlabelled(self.unlabelled, unlabelled_dir=unlabelled_dir, mutual_share=mutual_share)
         self.expected_defects = check_expected_defects(expected_defects)
         self.assemble(
             clip,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from anomalib_zsclip import ZsClip
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.heads.base import HeadOutput
@@ -23,7 +24,7 @@ from anomalib_zsclip.heads.mutual_scoring import (
     unit_embeddings,
 )
 from anomalib_zsclip.images import find_unlabelled_images
-from anomalib_zsclip.models.folder_references import check_expected_defects, check_unlabelled
+from anomalib_zsclip.models.folder_references import check_expected_defects, check_unlabelled, refuse_without_unlabelled
 from anomalib_zsclip.outputs.post_processing import FOLDER, MonotonePostProcessor
 from anomalib_zsclip.outputs.thresholds import threshold_from_folder
 
@@ -270,6 +271,16 @@ def test_wrong_numbers_of_references(value: object) -> None:
     with pytest.raises(ArgumentError, match="unlabelled=0"):
         check_unlabelled(0, least=1)
     assert [check_unlabelled(good) for good in (0, 5, "all")] == [0, 5, "all"]
+
+
+@pytest.mark.parametrize("argument", [{"unlabelled_dir": "last_week"}, {"mutual_share": 0.0}])
+def test_how_to_compare_is_refused_where_nothing_is_compared(argument: dict[str, object]) -> None:
+    name, value = next(iter(argument.items()))
+    with pytest.raises(ArgumentError, match=f"{name}='{value}' has no effect with unlabelled=0.*unlabelled=48"):
+        ZsClip(backbone="builtin", heads=["sdp"], **argument)  # type: ignore[arg-type]
+    refuse_without_unlabelled("all", **argument)
+    refuse_without_unlabelled(8, **argument)
+    refuse_without_unlabelled(0, **dict.fromkeys(argument))
 
 
 @pytest.mark.parametrize("value", [-0.1, 0.5, True, "few"])

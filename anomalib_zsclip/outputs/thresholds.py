@@ -8,14 +8,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from anomalib_zsclip.heads.mutual_scoring import MAD_TO_SIGMA
+
 DEFAULT_FALSE_ALARMS = 0.05
 """Share of good parts that may be flagged unless the user says another one: one in twenty."""
 
 DEFAULT_EXPECTED_DEFECTS = 0.1
 """Share of defective parts in an unlabelled folder unless the user says another one."""
-
-MAD_TO_SIGMA = 1.4826
-"""Standard deviations of a normal distribution in one median absolute deviation."""
 
 LEAST_SHARE = 1e-3
 """Smaller shares are taken for this one where few parts are extrapolated: the tail beyond it is not theirs to tell."""

@@ -10,6 +10,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
+from anomalib_zsclip.clip.precision import full_precision
 from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.heads.base import Head, HeadOutput
 from anomalib_zsclip.heads.explanation import DefectNamer
@@ -206,9 +207,10 @@ class ZeroShotModel(nn.Module):
     ) -> tuple[InferenceBatch, Tensor | None]:
         def see(views: Tensor, numbers: range) -> Seen:
             features = self.features(views)
-            found = self.predict(features, (views.shape[-2], views.shape[-1]), leave_out, substitute, numbers)
-            name = explain and self.namer is not None
-            words = self.namer(features, self.backbone, found.anomaly_map) if name else None  # type: ignore[misc]
+            with full_precision(views):  # Lightning's mixed precision is for the tower: maps in bf16 are full of ties
+                found = self.predict(features, (views.shape[-2], views.shape[-1]), leave_out, substitute, numbers)
+                name = explain and self.namer is not None
+                words = self.namer(features, self.backbone, found.anomaly_map) if name else None  # type: ignore[misc]
             return Seen(found.pred_score, found.anomaly_map, words)  # type: ignore[arg-type]
 
         seen = self.views.look(images, see)

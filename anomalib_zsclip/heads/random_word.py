@@ -251,7 +251,7 @@ def train_text_network(
 ) -> float:
     """Train the network on text embeddings, with early stopping on held-out prompts.
 
-    Every fifth pair of prompts is held out. The random generator of the process is left as it was.
+    Every fifth pair of prompts is held out. The random generators of the process are left as they were.
 
     Args:
         network: Changed in place.
@@ -275,7 +275,9 @@ def train_text_network(
     x_held, y_held = embeddings[held_out], labels[held_out]
 
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.inference_mode(mode=False):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(
+            seed
+        )  # torch.manual_seed would seed those of GPUs too, which nobody puts back
         for layer in network:
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()

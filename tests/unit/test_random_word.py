@@ -63,8 +63,11 @@ def test_prompts_that_cannot_work(arguments: dict, message: str) -> None:
 
 
 # ------------------------------------------------------------------ network
-def test_the_network_learns_what_can_be_told_apart_and_leaves_the_generator_alone() -> None:
+def test_the_network_learns_what_can_be_told_apart_and_leaves_the_generators_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("seeds the generators of GPUs"))
     direction = torch.nn.functional.normalize(torch.randn(32), dim=0)
     clean = torch.randn(100, 32)
     embeddings = nn.functional.normalize(torch.cat([clean - 2 * direction, clean + 2 * direction]), dim=-1)

@@ -101,6 +101,10 @@ class RandomWordOptions(HeadOptions):
         if not self.scales or any(not isinstance(scale, int) or scale < 1 for scale in self.scales):
             msg = f"scales={self.scales!r} must be a list of at least one side of a window in patches."
             raise ArgumentError(msg)
+        pair = self.blocks is None or (isinstance(self.blocks, tuple) and len(self.blocks) == 2)
+        if not pair or not all(isinstance(block, int) for block in self.blocks or ()):
+            msg = f"blocks={self.blocks!r} must be the first and the last block of a sum, such as (10, 12)."
+            raise ArgumentError(msg)
 
     def prompts(self) -> tuple[list[str], list[str]]:
         """Sentences of the normal and of the anomalous class."""
@@ -143,11 +147,13 @@ class RandomWordHead(Head):
         with naming_fields(RandomWordOptions):
             self.options = RandomWordOptions(**options)
         self.options.prompts()  # Phrases that cannot work show themselves here, not at set-up.
-        self.network = nn.Sequential(
-            nn.Linear(embed_dim, self.options.hidden), nn.ReLU(), nn.Linear(self.options.hidden, 1)
-        )
-        self.network.requires_grad_(requires_grad=False)
+        self.network = self._make_network(embed_dim)
         self.register_buffer("center", torch.zeros(embed_dim))
+
+    def _make_network(self, embed_dim: int) -> nn.Sequential:
+        hidden = self.options.hidden
+        network = nn.Sequential(nn.Linear(embed_dim, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        return network.requires_grad_(requires_grad=False)
 
     def recipe(self, class_name: str) -> Recipe:
         """Everything that the prompts and the network's training depend on; see :class:`Head`."""
@@ -173,6 +179,9 @@ class RandomWordHead(Head):
         labels = torch.cat([torch.zeros(len(normal)), torch.ones(len(anomalous))]).to(embeddings)
         self.center.copy_(embeddings.mean(dim=0) if options.centering == "text" else torch.zeros_like(self.center))
         centered = self._centered(embeddings)
+        if self.network[0].out_features != options.hidden:  # the options have changed
+            with torch.inference_mode(mode=False):
+                self.network = self._make_network(embeddings.shape[1]).to(self.center.device)
         accuracy = train_text_network(self.network, centered, labels, options.text_noise, options.seed)
         logger.info("Random-word network: accuracy %.3f on held-out prompts.", accuracy)
 

@@ -103,13 +103,13 @@ class SdpHead(Head):
         with naming_fields(SdpOptions):
             self.options = SdpOptions(**options)
         self.depth = backbone.layers
-        _check_layers(self.options.layers, self.depth)
+        check_layers(self.options.layers, self.depth)
         self.register_buffer("text_features", torch.zeros(backbone.embed_dim, 2))
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Blocks whose tokens are compared, ascending."""
-        return _check_layers(self.options.layers, self.depth)
+        return check_layers(self.options.layers, self.depth)
 
     def recipe(self, class_name: str) -> Recipe:
         """The sentences, by their content, and how they become one vector; see :class:`Head`."""
@@ -246,10 +246,19 @@ def anomaly_probability(cosines: Tensor) -> Tensor:
     return torch.sigmoid(LOGIT_SCALE * (cosines[..., 1] - cosines[..., 0]))
 
 
-def _check_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+def check_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    """Blocks whose tokens are compared, ascending, in a tower of ``depth`` blocks; ``None`` for :func:`default_layers`.
+
+    Raises:
+        ArgumentError: If these are no blocks of it.
+    """
     if layers is None:
         return default_layers(depth)
-    if not layers or any(not isinstance(layer, int) or not 1 <= layer <= depth for layer in layers):
-        msg = f"layers={list(layers)} must name at least one block of the image tower, which has blocks 1 to {depth}."
+    listed = isinstance(layers, Sequence) and len(layers) > 0
+    if not listed or any(not isinstance(layer, int) or not 1 <= layer <= depth for layer in layers):
+        layers = list(layers) if isinstance(layers, Sequence) else layers
+        msg = (
+            f"layers={layers!r} must be a list of at least one block of the image tower, which has blocks 1 to {depth}."
+        )
         raise ArgumentError(msg)
     return tuple(sorted(set(layers)))

@@ -19,7 +19,7 @@ from .linear_layers import PREFIX, check_linear_layers, read_linear_layers
 from .losses import dice_loss, focal_loss
 from .maps import smooth, tokens_to_grid, upsample
 from .options import Recipe, combine_image_score
-from .sdp import LOGIT_SCALE, SdpHead, SdpOptions
+from .sdp import LOGIT_SCALE, SdpHead, SdpOptions, check_layers
 
 
 class SdpPlusRaw(NamedTuple):
@@ -67,11 +67,19 @@ class SdpPlusHead(LearnableHead):
 
     @property  # type: ignore[override] # an attribute of other heads
     def options(self) -> SdpOptions:
-        """Those of the zero-shot head."""
+        """Those of the zero-shot head; its blocks stay those of the linear layers.
+
+        Raises:
+            ArgumentError: If options with other blocks are set.
+        """
         return self.sdp.options
 
     @options.setter
     def options(self, options: SdpOptions) -> None:
+        if check_layers(options.layers, self.sdp.depth) != self.sdp.layers:
+            own = list(self.sdp.layers)
+            msg = f"The linear layers belong to layers={own}: make a new head for layers={options.layers}."
+            raise ArgumentError(msg)
         self.sdp.options = options
 
     def recipe(self, class_name: str) -> Recipe:

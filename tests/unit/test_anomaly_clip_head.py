@@ -131,6 +131,8 @@ def test_an_undecided_patch_gives_one_half() -> None:
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"sigma": -1.0}, "sigma=-1.0"),
         ({"layers": []}, "layers"),
+        ({"layers": 4}, "layers=4 must be a list"),
+        ({"layers": ["6"]}, "must be a list"),
         ({"value_value_blocks": -1}, "value_value_blocks=-1"),
         ({"image_score": "max"}, "'max'.*map_max"),
     ],

@@ -68,7 +68,7 @@ class RegionFiles(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget another run, and have the model keep what names are made of."""
         del trainer
-        self._rows = []
+        self._rows, self._threshold = [], pixel_threshold(pl_module)
         _keep_evidence(pl_module, True)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

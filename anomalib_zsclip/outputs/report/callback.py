@@ -48,7 +48,7 @@ class ReportPage(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget another run."""
         visualizer = getattr(pl_module, "visualizer", None)
-        self._rows = []
+        self._rows, self._panels = [], []
         self._paths = ResultPaths.of(trainer, getattr(visualizer, "output_dir", None)) if visualizer else None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

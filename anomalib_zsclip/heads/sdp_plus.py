@@ -229,9 +229,10 @@ class SdpPlusHead(LearnableHead):
             raise CheckpointError(msg)
         identity = self.backbone_identity
         if not identity.matches(metadata.get("fingerprint", identity.fingerprint)):
+            theirs = " / ".join(metadata.get(name, "?") for name in ("backbone", "pretrained"))
             msg = (
-                f"{path} was learned on the backbone {metadata['backbone']} / {metadata['pretrained']}, the model has "
-                f"{identity.name} / {identity.pretrained} with other weights: load it with the backbone of the file."
+                f"{path} was learned on the backbone {theirs}, the model has {identity.name} / {identity.pretrained} with "
+                "other weights: load it with the backbone of the file."
             )
             raise CheckpointError(msg)
         check_linear_layers(tensors, {PREFIX + key: value for key, value in self.fc.state_dict().items()}, path)

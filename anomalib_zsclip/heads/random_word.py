@@ -37,9 +37,9 @@ class RandomWordOptions(HeadOptions):
     Args:
         sigma: Gaussian smoothing of the map in pixels; default: 4 at 240 px, in proportion to the image size.
         image_score: Image score: "text" from the image embedding, "map_max" the maximum of the map, "mean" of both.
-        prompts_per_class: Prompts of each class, normal and anomalous, that the network learns from.
-        words: Fewest and most random words in a prompt.
-        letters: Fewest and most letters of a random word.
+        prompts_per_class: Prompts of each class, normal and anomalous, that the network learns from; 1 to 1,000,000.
+        words: Fewest and most random words in a prompt, from 1 to 64.
+        letters: Fewest and most letters of a random word, from 1 to 64.
         normal_states: Phrases of the normal class, each with one {} for the random words.
         anomalous_states: Phrases of the anomalous class, each with one {} for the random words.
         templates: Sentences, each with one {} for the phrase.
@@ -52,7 +52,7 @@ class RandomWordOptions(HeadOptions):
             them; "none" does not, and was better by 0.03 to 0.04 in the same measurement.
         localization: Where local embeddings come from: "value_value", the value-value outputs of the last blocks of the
             one pass; or "window", the tower run on small windows of patches, as in WinCLIP, many times slower.
-        blocks: First and last block of the value-value sum; default: the last quarter of the tower.
+        blocks: First and last block of the value-value sum, counted from 1; default: the last quarter of the tower.
         scales: Sides of the windows in patches, for "window".
         stride: Step between windows in patches. WinCLIP takes 1. With 2 a third of the windows covers every patch all the
             same, in less than half the time; on real surface defects with the built-in backbone the pixel AUROC was
@@ -136,6 +136,9 @@ class RandomWordHead(Head):
     Args:
         embed_dim: Dimensions of the joint space.
         **options: Fields of :class:`RandomWordOptions`.
+
+    Raises:
+        ArgumentError: If an argument has a value that cannot work.
     """
 
     options: RandomWordOptions
@@ -237,7 +240,7 @@ def harmonic_aggregation(scores: Tensor, windows: Tensor, patches: int) -> Tenso
     """Harmonic mean, per patch, of the scores of all windows that cover it (WinCLIP).
 
     Args:
-        scores: Scores per window in (0, 1], ``[B, K]``.
+        scores: Scores per window in [0, 1], ``[B, K]``; below 1e-6 they count as that.
         windows: Patch indices of the windows, ``[K, n]``.
         patches: Number of patches ``L``.
 

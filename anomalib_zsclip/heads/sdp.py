@@ -193,8 +193,8 @@ class SdpHead(Head):
     def calibrate(self, score: Tensor, maps: Tensor) -> HeadOutput:
         """Bring the paper's score and map to probabilities, without data and strictly monotone.
 
-        The map is a sum over the layers of half the difference of two cosines. Its mean, times two, is a difference
-        of cosines, and its sigmoid at CLIP's logit scale the softmax over normal and anomalous.
+        The map is a sum over the layers of half the difference of two weighted cosines. Its mean, times two, is a
+        difference of cosines, and its sigmoid at CLIP's logit scale the softmax over normal and anomalous.
         """
         probabilities = torch.sigmoid(maps * (2 * LOGIT_SCALE / len(self.layers)))
         return HeadOutput(combine_image_score(self.options.image_score, score, probabilities), probabilities)
@@ -214,6 +214,8 @@ def stage_of(layer: int, depth: int) -> BlockRange:
 
     The published program restarts the value-value path where the number of blocks passed is an exact multiple of a
     quarter of the depth. So a tower of 12 blocks has the stages 1-3, 4-6, 7-9 and 10-12; one of 18 has 1-9 and 10-18.
+    What it keeps of a block is a reference to the sum, to which the later blocks of the stage add in place: the tokens of
+    a block amid a stage are those of the whole stage.
     """
     starts = [passed + 1 for passed in range(depth) if passed * STAGES % depth == 0]
     first = max(start for start in starts if start <= layer)

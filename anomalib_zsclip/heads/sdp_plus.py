@@ -46,7 +46,10 @@ class SdpPlusHead(LearnableHead):
     Args:
         sdp: The zero-shot head that it extends: layers, smoothing, prompts and image score are its.
         backbone: The CLIP that the head is sized for. It is not kept.
-        learning_rate: Of Adam. The paper's is 1e-4.
+        learning_rate: Of Adam, above 0. The paper's is 1e-4.
+
+    Raises:
+        ArgumentError: If the learning rate is not positive and finite.
     """
 
     needs_masks = True
@@ -180,7 +183,11 @@ class SdpPlusHead(LearnableHead):
     def learning_loss(
         self, backbone: ClipBackbone, inputs: dict[str, Tensor], masks: Tensor | None, labels: Tensor
     ) -> dict[str, Tensor]:
-        """Focal and dice loss of each linear layer's map, added up."""
+        """Focal and dice loss of each linear layer's map, added up.
+
+        Raises:
+            ArgumentError: If there are no masks.
+        """
         del backbone, labels
         if masks is None:
             msg = "SDP+ learns from masks, and the auxiliary data has none: use data with pixel annotations."

@@ -200,7 +200,7 @@ class ZeroShotMixin(TilesMixin, ExportMixin):
 
     @property
     def false_alarms(self) -> float:
-        """Share of good parts that may be flagged, where thresholds come from good parts."""
+        """Share of good parts that may be flagged, in [0, 1), where thresholds come from good parts or the folder."""
         return float(getattr(self.post_processor, "false_alarms", DEFAULT_FALSE_ALARMS))
 
     @false_alarms.setter

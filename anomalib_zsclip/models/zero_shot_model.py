@@ -34,6 +34,9 @@ class ZeroShotModel(nn.Module):
         mutual: How the comparison with unlabelled images of the memory bank counts; without heads it is the prediction.
         namer: Names the defects.
         views: How pictures are looked at: as a whole, or in tiles besides.
+
+    Raises:
+        ArgumentError: If there is nothing to judge by, or a share or a weight is out of range.
     """
 
     def __init__(
@@ -133,6 +136,10 @@ class ZeroShotModel(nn.Module):
 
         Returns:
             Scores ``[B]`` and maps ``[B, H, W]``, both in [0, 1].
+
+        Raises:
+            ArgumentError: If there are neither heads nor images to compare with.
+            CheckpointError: If those were seen in another size, in other blocks or in other tiles.
         """
         text = self.predict_without_folder(features, size, leave_out, substitute)
         if self.mutual is None or self.memory_bank is None or not self.memory_bank.has_unlabelled:

@@ -205,6 +205,7 @@ class MutualScoring(DynamicBufferMixin):
         high = everyone.masked_fill(~counts, -torch.inf).amax(dim=1, keepdim=True)
         stretched = (everyone - low) / (high - low).clamp(min=LEAST_SPREAD)
         kept, neighbours = similar.masked_fill(~counts, -torch.inf).topk(max(self.windows), dim=1)
+        kept = kept.masked_fill(kept == -torch.inf, 0)  # a window of all images reaches those that are left out
         values = kept * stretched.gather(1, neighbours)
         means = [values[:, :window].sum(dim=1) / kept[:, :window].sum(dim=1) for window in self.windows]
         return torch.stack(means).mean(dim=0).clamp(0, 1)

@@ -275,7 +275,7 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
 def _published(
     name: str, file: str | Path | None, clip: ClipBackbone, *, named: bool
 ) -> tuple[str | Path | None, dict[str, str]]:
-    """File of a head, or its published weights, which join by themselves where they fit and can be had."""
+    """File of a head, or its published weights, which join by themselves where they fit and can be obtained."""
     if file is not None:
         return take_published(name, file, clip, WEIGHT_ARGUMENTS[name])
     if not fits(name, clip):

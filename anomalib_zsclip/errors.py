@@ -31,7 +31,7 @@ class ZsClipError(Exception):
 
 
 class BackboneError(ZsClipError, ValueError):
-    """A backbone cannot be had: unknown name or tag, unreadable or foreign weights, unsupported architecture."""
+    """A backbone cannot be loaded: unknown name or tag, unreadable or foreign weights, unsupported architecture."""
 
 
 class ArgumentError(ZsClipError, ValueError):

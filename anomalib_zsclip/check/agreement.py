@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -41,6 +41,8 @@ LEARNING_DRIFT = 0.01
 steps, so that losses part slowly; a wrong gradient parts them by far more."""
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 """OpenVINO computes in bfloat16 by itself where the machine has it."""
+TRUST = "TRUST_REMOTE_CODE"
+"""Environment variable without which anomalib unpickles nothing."""
 
 Judged = tuple[Tensor, Tensor]
 """Scores ``[B]`` and maps ``[B, H, W]``, on the processor."""
@@ -208,12 +210,21 @@ def _export(
 
 def _run_torch(model: AnomalibModule, folder: Path, images: Tensor) -> Any:  # noqa: ANN401 - anomalib's batch
     path = model.to_torch(folder)
-    before = os.environ.get("TRUST_REMOTE_CODE", "0")
-    os.environ["TRUST_REMOTE_CODE"] = "1"  # anomalib's inferencer asks for it; the file is this process's own
-    try:
+    with _trusting():
         return TorchInferencer(path, device="cpu").predict(images)
+
+
+@contextmanager
+def _trusting() -> Iterator[None]:
+    """Let anomalib's inferencer unpickle a file: this process's own."""
+    before = os.environ.get(TRUST)
+    os.environ[TRUST] = "1"
+    try:
+        yield
     finally:
-        os.environ["TRUST_REMOTE_CODE"] = before
+        del os.environ[TRUST]
+        if before is not None:
+            os.environ[TRUST] = before
 
 
 def _run_onnx(model: AnomalibModule, folder: Path, images: Tensor) -> Any:  # noqa: ANN401

@@ -54,8 +54,9 @@ class AnomalyClipOptions(LearnedPromptsOptions):
         super().__post_init__()
         dual = self.value_value_blocks
         require(dual is None or dual >= 0, f"value_value_blocks={dual} must not be negative.")
-        named = self.layers is None or len(self.layers) > 0
-        require(named, "layers=[] must name at least one block, or be None for the last.")
+        named = self.layers is None or (isinstance(self.layers, Sequence) and len(self.layers) > 0)
+        named = named and all(isinstance(layer, int) for layer in self.layers or ())
+        require(named, f"layers={self.layers!r} must be a list of at least one block, or None for the last.")
 
 
 class AnomalyClipHead(LearnedPromptsHead):

@@ -54,7 +54,7 @@ class CraneOptions(LearnedPromptsOptions):
         image_tokens: Put the embedding of the image into both sentences when judging too, not in learning alone. The
             published numbers are made without. The text tower then runs for every image: two sentences, some 3 % of the
             pass of ViT-L/14 at 518 px.
-        pooled_share: Share of the pooled patches in the embedding that judges the image.
+        pooled_share: Share of the pooled patches in the embedding that judges the image, in [0, 1].
         upsampled: What is resized from patches to pixels: "probabilities", as in the published numbers, or "logits", whose
             softmax is taken per pixel.
         map_loss_weight: Weight of the loss of the map in learning. The published program has 2, and counts the last block
@@ -226,7 +226,13 @@ def pool_patches(patches: Tensor, logits: Tensor) -> Tensor:
 
 
 def fuse_pooled(image_embedding: Tensor, pooled: Tensor, share: float) -> Tensor:
-    """Unit mean of unit image embeddings and unit pooled patches, both ``[B, E]``."""
+    """Unit vector of the weighted mean of unit image embeddings and unit pooled patches, all ``[B, E]``.
+
+    Args:
+        image_embedding: Unit image embeddings.
+        pooled: Result of :func:`pool_patches`.
+        share: Weight of the pooled patches, in [0, 1].
+    """
     return F.normalize(share * pooled + (1 - share) * image_embedding, dim=-1)
 
 

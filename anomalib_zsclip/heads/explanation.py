@@ -58,14 +58,17 @@ class DefectNamer(DynamicBufferMixin):
 
     Args:
         embed_dim: Dimensions of the joint space.
-        words: Defect words.
-        share: Share of the patches that makes up the region.
-        top: Words that are named.
+        words: Defect words, at least two.
+        share: Share of the patches that makes up the region, in (0, 1]; at least one patch does.
+        top: Words that are named in a text.
 
     Attributes:
         keeps_evidence: Whether what was seen is kept, for :meth:`name_regions`.
         evidence: What was seen first since somebody took it, and set it to ``None``: of a batch of whole pictures, or of a
             batch of views of which each picture's first is the whole one.
+
+    Raises:
+        ArgumentError: If there are fewer than two words.
     """
 
     text_features: Tensor

@@ -126,8 +126,8 @@ class LearnedPromptsHead(DynamicBufferMixin, LearnableHead):
         else:
             self.prompts = self._initial_prompts(backbone).to(next(backbone.parameters()).device)
             self.prompts.requires_grad_(requires_grad=False)  # until somebody asks for the optimiser
-            if self.learn and self.prompts_file is None:
-                return
+        if self.learn and self.prompts_file is None and not self.is_learned:
+            return  # they are random still, however often the head is set up
         self.finish_learning(backbone)
 
     def _initial_prompts(self, backbone: ClipBackbone) -> PromptLearner:

@@ -17,7 +17,11 @@ PREFIX = "fc."
 
 
 def read_linear_layers(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """Tensors and metadata of a checkpoint file of SDP+."""
+    """Tensors and metadata of a checkpoint file of SDP+.
+
+    Raises:
+        CheckpointError: If there is no such file, it is damaged, or it holds anything else.
+    """
     if not path.is_file():
         msg = f"The SDP+ checkpoint {path} does not exist."
         raise CheckpointError(msg)
@@ -29,7 +33,8 @@ def read_linear_layers(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]
         check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     tensors: Any = content.get("linear_layers") if isinstance(content, Mapping) else None
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+    entries = tensors.items() if isinstance(tensors, Mapping) else [(None, None)]
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
         found = f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
         msg = f'The SDP+ checkpoint {path} must hold {{"linear_layers": state_dict}} of tensors; it holds {found}.'
         raise CheckpointError(msg)

@@ -1,4 +1,4 @@
-"""Losses for learning from auxiliary images with masks (CLIP-AD, AnomalyCLIP)."""
+"""Losses for learning from auxiliary images with masks (CLIP-AD, AnomalyCLIP, Crane)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def focal_loss(probabilities: Tensor, masks: Tensor, gamma: float = 2.0, smoothing: float = 1e-5) -> Tensor:
-    """Focal loss of two-class probability maps (Lin et al. 2017), as AnomalyCLIP and CLIP-AD use it.
+    """Focal loss of two-class probability maps (Lin et al. 2017), as the programs of all three use it.
 
     Args:
         probabilities: Probabilities of normal and anomalous, ``[B, 2, H, W]``.

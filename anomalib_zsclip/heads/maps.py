@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomalib_zsclip.clip.precision import full_precision
+
 
 def tokens_to_grid(values: Tensor, grid: tuple[int, int]) -> Tensor:
     """Lay values per patch ``[..., L]``, row by row, on their grid: ``[..., h, w]``."""
@@ -31,7 +33,8 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
         return maps
     height, width = maps.shape[-2:]
     rows, columns = (like(maps, smoothing_matrix, side, float(sigma)) for side in (height, width))
-    return rows @ maps @ columns.T
+    with full_precision(maps):
+        return rows @ maps @ columns.T
 
 
 def upsample_and_smooth(maps: Tensor, size: tuple[int, int], sigma: float, *, align_corners: bool = False) -> Tensor:
@@ -39,7 +42,8 @@ def upsample_and_smooth(maps: Tensor, size: tuple[int, int], sigma: float, *, al
     rows, columns = (
         like(maps, _axis_matrix, maps.shape[axis], size[axis], float(sigma), align_corners) for axis in (-2, -1)
     )
-    return rows @ maps @ columns.T
+    with full_precision(maps):
+        return rows @ maps @ columns.T
 
 
 def like(tensor: Tensor, make: Callable[..., np.ndarray], *arguments: Hashable) -> Tensor:

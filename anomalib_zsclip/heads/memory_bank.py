@@ -36,17 +36,22 @@ class MemoryBank(DynamicBufferMixin):
     and their means over 3 x 3 patches (PatchCore, arXiv 2106.08265, section 3.1), in which large ones do. The distance of a
     patch is one minus its cosine to the nearest patch of the memory, averaged over these scales and over some blocks of the
     tower. It becomes a probability by ``d^2 / (d^2 + r^2)``, where ``r`` is the distance that almost no patch of the good
-    parts themselves exceeds, each compared with the *other* good parts.
+    parts themselves exceeds, each compared with the *other* good parts; of a single good part, with its own other patches.
+    Blocks, scales and the way to a probability are our choice.
 
     **Unlabelled images** (MuSc, arXiv 2401.16753). The same patches are compared with the nearest one of each unlabelled
     image; the score of a patch is the mean of the lowest 30 % of these Euclidean distances, averaged over scales and
     blocks. An image that is among them itself, or a copy of it, does not count.
 
     Args:
-        layers: Blocks whose tokens are compared. Default: the middle of the tower and its third quarter.
-        quantile: Share of the normal patches whose distance is below ``r``.
-        sigma: Gaussian smoothing of the map in pixels. Default: 4 at 240 px, in proportion to the image size.
+        layers: Blocks whose tokens are compared, counted from 1. Default: the ends of the second and the third quarter of
+            the tower.
+        quantile: Share of the normal patches whose distance is below ``r``, in (0, 1).
+        sigma: Gaussian smoothing of the map of good parts in pixels. Default: 4 at 240 px, in proportion to the image size.
         scales: Sides of the squares of patches over which tokens are averaged, odd; 1 is the token itself.
+
+    Raises:
+        ArgumentError: If a value is out of range.
     """
 
     patches: Tensor
@@ -286,9 +291,9 @@ class MemoryBank(DynamicBufferMixin):
 class PublishedBank(MemoryBank):
     """Unlabelled images as the published MuSc compares them.
 
-    Tokens at the end of each quarter of the tower, less the mean of all of the image; their means over 1, 3 and 5 patches,
-    the outside counting as zeros; unit vectors. Tokens are remembered, and the windows are taken when they are compared:
-    that is a third of the memory.
+    Tokens at the end of each quarter of the tower, less the one mean of all numbers of the image, over their one standard
+    deviation; their means over windows of 1, 3 and 5 patches a side, the outside counting as zeros; unit vectors. Tokens are
+    remembered, and the windows are taken when they are compared: that is a third of the memory.
 
     Args:
         layers: Blocks whose tokens are compared. Default: the ends of the four quarters of the tower (of ViT-L: 6, 12, 18

@@ -22,7 +22,7 @@ SHARE = (0.0, 0.3)
 """Part of the ascending distances to other images that is averaged (the paper's)."""
 
 CHUNK_BYTES = 2**26
-"""Similarities of patches that are held at once for one judged image: 64 MiB, below which larger products gain nothing."""
+"""Similarities of patches that are held at once for one judged image: 64 MiB, beyond which larger products gain nothing."""
 
 
 def normalize_image(tokens: Tensor) -> Tensor:

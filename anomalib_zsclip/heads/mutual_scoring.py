@@ -19,8 +19,9 @@ from .options import Recipe
 FARTHEST = 2.0
 """Largest distance of unit vectors: raw scores are divided by it, so that they lie in [0, 1] as anomalib wants them."""
 
-TO_SIGMA = 1.4826
-"""Standard deviations of a normal distribution in one median absolute deviation."""
+MAD_TO_SIGMA = 1.4826
+"""Median absolute deviations to standard deviations: half of a normal distribution lies within 0.6745 of them of its median,
+and 1 / 0.6745 is this."""
 
 LEAST_SPREAD = 1e-4
 """Scores of a folder that differ less are taken to differ this much: equal pictures must not divide by zero."""
@@ -204,6 +205,7 @@ class MutualScoring(DynamicBufferMixin):
         high = everyone.masked_fill(~counts, -torch.inf).amax(dim=1, keepdim=True)
         stretched = (everyone - low) / (high - low).clamp(min=LEAST_SPREAD)
         kept, neighbours = similar.masked_fill(~counts, -torch.inf).topk(max(self.windows), dim=1)
+        kept = kept.masked_fill(kept == -torch.inf, 0)  # a window of all images reaches those that are left out
         values = kept * stretched.gather(1, neighbours)
         means = [values[:, :window].sum(dim=1) / kept[:, :window].sum(dim=1) for window in self.windows]
         return torch.stack(means).mean(dim=0).clamp(0, 1)
@@ -213,7 +215,7 @@ def centre_and_spread(values: Tensor) -> Tensor:
     """Median and robust standard deviation ``[2]`` of all values: few anomalous ones do not move them."""
     flat = values.flatten().float()
     centre = flat.median()
-    return torch.stack([centre, ((flat - centre).abs().median() * TO_SIGMA).clamp(min=LEAST_SPREAD)])
+    return torch.stack([centre, ((flat - centre).abs().median() * MAD_TO_SIGMA).clamp(min=LEAST_SPREAD)])
 
 
 def unit_embeddings(embeddings: Tensor) -> Tensor:

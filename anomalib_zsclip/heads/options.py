@@ -24,7 +24,7 @@ Recipe = dict[str, Any]
 class HeadOptions:
     """Base of the arguments of a head: one definition for the head, the models, and ``--model.help``."""
 
-    #: Smoothing of the paper in pixels, and the side of the image that it is meant for.
+    #: Default smoothing in pixels, the paper's where it has one, and the side of the image that it is meant for.
     PAPER_SIGMA: ClassVar[float] = 4.0
     PAPER_SIZE: ClassVar[int] = 240
     #: Options that move no score by themselves: chunks, caches, and files whose content :meth:`Head.recipe` tells apart.
@@ -45,7 +45,7 @@ class HeadOptions:
             raise ArgumentError(msg)
 
     def sigma_for(self, size: tuple[int, int]) -> float:
-        """Smoothing in pixels of a map of ``size``: as given, or the paper's in proportion to the shorter side."""
+        """Smoothing in pixels of a map of ``size``: as given, or the default in proportion to the shorter side."""
         return self.PAPER_SIGMA * min(size) / self.PAPER_SIZE if self.sigma is None else float(self.sigma)
 
     def recipe(self) -> Recipe:

@@ -37,9 +37,9 @@ class RandomWordOptions(HeadOptions):
     Args:
         sigma: Gaussian smoothing of the map in pixels; default: 4 at 240 px, in proportion to the image size.
         image_score: Image score: "text" from the image embedding, "map_max" the maximum of the map, "mean" of both.
-        prompts_per_class: Prompts of each class, normal and anomalous, that the network learns from.
-        words: Fewest and most random words in a prompt.
-        letters: Fewest and most letters of a random word.
+        prompts_per_class: Prompts of each class, normal and anomalous, that the network learns from; 1 to 1,000,000.
+        words: Fewest and most random words in a prompt, from 1 to 64.
+        letters: Fewest and most letters of a random word, from 1 to 64.
         normal_states: Phrases of the normal class, each with one {} for the random words.
         anomalous_states: Phrases of the anomalous class, each with one {} for the random words.
         templates: Sentences, each with one {} for the phrase.
@@ -52,7 +52,7 @@ class RandomWordOptions(HeadOptions):
             them; "none" does not, and was better by 0.03 to 0.04 in the same measurement.
         localization: Where local embeddings come from: "value_value", the value-value outputs of the last blocks of the
             one pass; or "window", the tower run on small windows of patches, as in WinCLIP, many times slower.
-        blocks: First and last block of the value-value sum; default: the last quarter of the tower.
+        blocks: First and last block of the value-value sum, counted from 1; default: the last quarter of the tower.
         scales: Sides of the windows in patches, for "window".
         stride: Step between windows in patches. WinCLIP takes 1. With 2 a third of the windows covers every patch all the
             same, in less than half the time; on real surface defects with the built-in backbone the pixel AUROC was
@@ -101,6 +101,10 @@ class RandomWordOptions(HeadOptions):
         if not self.scales or any(not isinstance(scale, int) or scale < 1 for scale in self.scales):
             msg = f"scales={self.scales!r} must be a list of at least one side of a window in patches."
             raise ArgumentError(msg)
+        pair = self.blocks is None or (isinstance(self.blocks, tuple) and len(self.blocks) == 2)
+        if not pair or not all(isinstance(block, int) for block in self.blocks or ()):
+            msg = f"blocks={self.blocks!r} must be the first and the last block of a sum, such as (10, 12)."
+            raise ArgumentError(msg)
 
     def prompts(self) -> tuple[list[str], list[str]]:
         """Sentences of the normal and of the anomalous class."""
@@ -132,6 +136,9 @@ class RandomWordHead(Head):
     Args:
         embed_dim: Dimensions of the joint space.
         **options: Fields of :class:`RandomWordOptions`.
+
+    Raises:
+        ArgumentError: If an argument has a value that cannot work.
     """
 
     options: RandomWordOptions
@@ -143,11 +150,13 @@ class RandomWordHead(Head):
         with naming_fields(RandomWordOptions):
             self.options = RandomWordOptions(**options)
         self.options.prompts()  # Phrases that cannot work show themselves here, not at set-up.
-        self.network = nn.Sequential(
-            nn.Linear(embed_dim, self.options.hidden), nn.ReLU(), nn.Linear(self.options.hidden, 1)
-        )
-        self.network.requires_grad_(requires_grad=False)
+        self.network = self._make_network(embed_dim)
         self.register_buffer("center", torch.zeros(embed_dim))
+
+    def _make_network(self, embed_dim: int) -> nn.Sequential:
+        hidden = self.options.hidden
+        network = nn.Sequential(nn.Linear(embed_dim, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        return network.requires_grad_(requires_grad=False)
 
     def recipe(self, class_name: str) -> Recipe:
         """Everything that the prompts and the network's training depend on; see :class:`Head`."""
@@ -173,6 +182,9 @@ class RandomWordHead(Head):
         labels = torch.cat([torch.zeros(len(normal)), torch.ones(len(anomalous))]).to(embeddings)
         self.center.copy_(embeddings.mean(dim=0) if options.centering == "text" else torch.zeros_like(self.center))
         centered = self._centered(embeddings)
+        if self.network[0].out_features != options.hidden:  # the options have changed
+            with torch.inference_mode(mode=False):
+                self.network = self._make_network(embeddings.shape[1]).to(self.center.device)
         accuracy = train_text_network(self.network, centered, labels, options.text_noise, options.seed)
         logger.info("Random-word network: accuracy %.3f on held-out prompts.", accuracy)
 
@@ -228,7 +240,7 @@ def harmonic_aggregation(scores: Tensor, windows: Tensor, patches: int) -> Tenso
     """Harmonic mean, per patch, of the scores of all windows that cover it (WinCLIP).
 
     Args:
-        scores: Scores per window in (0, 1], ``[B, K]``.
+        scores: Scores per window in [0, 1], ``[B, K]``; below 1e-6 they count as that.
         windows: Patch indices of the windows, ``[K, n]``.
         patches: Number of patches ``L``.
 
@@ -251,7 +263,7 @@ def train_text_network(
 ) -> float:
     """Train the network on text embeddings, with early stopping on held-out prompts.
 
-    Every fifth pair of prompts is held out. The random generator of the process is left as it was.
+    Every fifth pair of prompts is held out. The random generators of the process are left as they were.
 
     Args:
         network: Changed in place.
@@ -275,7 +287,9 @@ def train_text_network(
     x_held, y_held = embeddings[held_out], labels[held_out]
 
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.inference_mode(mode=False):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(
+            seed
+        )  # torch.manual_seed would seed those of GPUs too, which nobody puts back
         for layer in network:
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()

@@ -103,13 +103,13 @@ class SdpHead(Head):
         with naming_fields(SdpOptions):
             self.options = SdpOptions(**options)
         self.depth = backbone.layers
-        _check_layers(self.options.layers, self.depth)
+        check_layers(self.options.layers, self.depth)
         self.register_buffer("text_features", torch.zeros(backbone.embed_dim, 2))
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Blocks whose tokens are compared, ascending."""
-        return _check_layers(self.options.layers, self.depth)
+        return check_layers(self.options.layers, self.depth)
 
     def recipe(self, class_name: str) -> Recipe:
         """The sentences, by their content, and how they become one vector; see :class:`Head`."""
@@ -193,8 +193,8 @@ class SdpHead(Head):
     def calibrate(self, score: Tensor, maps: Tensor) -> HeadOutput:
         """Bring the paper's score and map to probabilities, without data and strictly monotone.
 
-        The map is a sum over the layers of half the difference of two cosines. Its mean, times two, is a difference
-        of cosines, and its sigmoid at CLIP's logit scale the softmax over normal and anomalous.
+        The map is a sum over the layers of half the difference of two weighted cosines. Its mean, times two, is a
+        difference of cosines, and its sigmoid at CLIP's logit scale the softmax over normal and anomalous.
         """
         probabilities = torch.sigmoid(maps * (2 * LOGIT_SCALE / len(self.layers)))
         return HeadOutput(combine_image_score(self.options.image_score, score, probabilities), probabilities)
@@ -214,6 +214,8 @@ def stage_of(layer: int, depth: int) -> BlockRange:
 
     The published program restarts the value-value path where the number of blocks passed is an exact multiple of a
     quarter of the depth. So a tower of 12 blocks has the stages 1-3, 4-6, 7-9 and 10-12; one of 18 has 1-9 and 10-18.
+    What it keeps of a block is a reference to the sum, to which the later blocks of the stage add in place: the tokens of
+    a block amid a stage are those of the whole stage.
     """
     starts = [passed + 1 for passed in range(depth) if passed * STAGES % depth == 0]
     first = max(start for start in starts if start <= layer)
@@ -246,10 +248,19 @@ def anomaly_probability(cosines: Tensor) -> Tensor:
     return torch.sigmoid(LOGIT_SCALE * (cosines[..., 1] - cosines[..., 0]))
 
 
-def _check_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+def check_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    """Blocks whose tokens are compared, ascending, in a tower of ``depth`` blocks; ``None`` for :func:`default_layers`.
+
+    Raises:
+        ArgumentError: If these are no blocks of it.
+    """
     if layers is None:
         return default_layers(depth)
-    if not layers or any(not isinstance(layer, int) or not 1 <= layer <= depth for layer in layers):
-        msg = f"layers={list(layers)} must name at least one block of the image tower, which has blocks 1 to {depth}."
+    listed = isinstance(layers, Sequence) and len(layers) > 0
+    if not listed or any(not isinstance(layer, int) or not 1 <= layer <= depth for layer in layers):
+        layers = list(layers) if isinstance(layers, Sequence) else layers
+        msg = (
+            f"layers={layers!r} must be a list of at least one block of the image tower, which has blocks 1 to {depth}."
+        )
         raise ArgumentError(msg)
     return tuple(sorted(set(layers)))

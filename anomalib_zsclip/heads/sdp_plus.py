@@ -19,7 +19,7 @@ from .linear_layers import PREFIX, check_linear_layers, read_linear_layers
 from .losses import dice_loss, focal_loss
 from .maps import smooth, tokens_to_grid, upsample
 from .options import Recipe, combine_image_score
-from .sdp import LOGIT_SCALE, SdpHead, SdpOptions
+from .sdp import LOGIT_SCALE, SdpHead, SdpOptions, check_layers
 
 
 class SdpPlusRaw(NamedTuple):
@@ -46,7 +46,10 @@ class SdpPlusHead(LearnableHead):
     Args:
         sdp: The zero-shot head that it extends: layers, smoothing, prompts and image score are its.
         backbone: The CLIP that the head is sized for. It is not kept.
-        learning_rate: Of Adam. The paper's is 1e-4.
+        learning_rate: Of Adam, above 0. The paper's is 1e-4.
+
+    Raises:
+        ArgumentError: If the learning rate is not positive and finite.
     """
 
     needs_masks = True
@@ -67,11 +70,19 @@ class SdpPlusHead(LearnableHead):
 
     @property  # type: ignore[override] # an attribute of other heads
     def options(self) -> SdpOptions:
-        """Those of the zero-shot head."""
+        """Those of the zero-shot head; its blocks stay those of the linear layers.
+
+        Raises:
+            ArgumentError: If options with other blocks are set.
+        """
         return self.sdp.options
 
     @options.setter
     def options(self, options: SdpOptions) -> None:
+        if check_layers(options.layers, self.sdp.depth) != self.sdp.layers:
+            own = list(self.sdp.layers)
+            msg = f"The linear layers belong to layers={own}: make a new head for layers={options.layers}."
+            raise ArgumentError(msg)
         self.sdp.options = options
 
     def recipe(self, class_name: str) -> Recipe:
@@ -172,7 +183,11 @@ class SdpPlusHead(LearnableHead):
     def learning_loss(
         self, backbone: ClipBackbone, inputs: dict[str, Tensor], masks: Tensor | None, labels: Tensor
     ) -> dict[str, Tensor]:
-        """Focal and dice loss of each linear layer's map, added up."""
+        """Focal and dice loss of each linear layer's map, added up.
+
+        Raises:
+            ArgumentError: If there are no masks.
+        """
         del backbone, labels
         if masks is None:
             msg = "SDP+ learns from masks, and the auxiliary data has none: use data with pixel annotations."
@@ -221,9 +236,10 @@ class SdpPlusHead(LearnableHead):
             raise CheckpointError(msg)
         identity = self.backbone_identity
         if not identity.matches(metadata.get("fingerprint", identity.fingerprint)):
+            theirs = " / ".join(metadata.get(name, "?") for name in ("backbone", "pretrained"))
             msg = (
-                f"{path} was learned on the backbone {metadata['backbone']} / {metadata['pretrained']}, the model has "
-                f"{identity.name} / {identity.pretrained} with other weights: load it with the backbone of the file."
+                f"{path} was learned on the backbone {theirs}, the model has {identity.name} / {identity.pretrained} with "
+                "other weights: load it with the backbone of the file."
             )
             raise CheckpointError(msg)
         check_linear_layers(tensors, {PREFIX + key: value for key, value in self.fc.state_dict().items()}, path)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomalib_zsclip.clip.precision import full_precision
+
 from .losses import dice_loss, focal_loss
 from .maps import tokens_to_grid, upsample, upsample_and_smooth
 
@@ -19,7 +21,8 @@ def class_logits(features: Tensor, text_features: Tensor, temperature: float) ->
             E]``; ``features`` are then ``[B, N, E]``.
         temperature: Divides the cosines.
     """
-    return F.normalize(features.float(), dim=-1) @ text_features.float().transpose(-1, -2) / temperature
+    with full_precision(features):
+        return F.normalize(features.float(), dim=-1) @ text_features.float().transpose(-1, -2) / temperature
 
 
 def class_probabilities(features: Tensor, text_features: Tensor, temperature: float) -> Tensor:
@@ -81,5 +84,4 @@ def image_loss(image_embedding: Tensor, text_features: Tensor, labels: Tensor, t
     Returns:
         A scalar.
     """
-    cosines = F.normalize(image_embedding.float(), dim=-1) @ text_features.T
-    return F.cross_entropy(cosines / temperature, labels.long())
+    return F.cross_entropy(class_logits(image_embedding, text_features, temperature), labels.long())

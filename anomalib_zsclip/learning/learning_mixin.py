@@ -92,8 +92,8 @@ class LearningMixin(LightningModule):
         """Return the optimiser of the paper, over the learned parameters alone."""
         if not self.learn:
             return None
-        # Some heads know the size of their parameters only when they are set up.
-        self.prepare(self.trainer)
+        # Some heads know the size of their parameters only when they are set up; none can judge yet.
+        self.prepare(self.trainer, decide=False)
         return self.learning_head.configure_optimizer()
 
     def on_fit_start(self) -> None:

@@ -83,6 +83,9 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         variant: "anomaly_clip" or "crane".
         **options: Fields of :class:`~anomalib_zsclip.heads.anomaly_clip.AnomalyClipOptions`, or of
             :class:`~anomalib_zsclip.heads.crane.CraneOptions`.
+
+    Raises:
+        ZsClipError: If an argument has a value that cannot work, or weights cannot be read or obtained.
     """
 
     def __init__(

@@ -82,6 +82,9 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc
             anomalib, or whether to use the default one.
         visualizer: Visualizer of anomalib, or whether to use the default one.
         **options: Fields of :class:`~anomalib_zsclip.heads.sdp.SdpOptions`.
+
+    Raises:
+        ZsClipError: If an argument has a value that cannot work, or weights cannot be read or obtained.
     """
 
     def __init__(

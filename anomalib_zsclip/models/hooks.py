@@ -200,7 +200,7 @@ class ZeroShotMixin(TilesMixin, ExportMixin):
 
     @property
     def false_alarms(self) -> float:
-        """Share of good parts that may be flagged, where thresholds come from good parts."""
+        """Share of good parts that may be flagged, in [0, 1), where thresholds come from good parts or the folder."""
         return float(getattr(self.post_processor, "false_alarms", DEFAULT_FALSE_ALARMS))
 
     @false_alarms.setter
@@ -214,21 +214,26 @@ class ZeroShotMixin(TilesMixin, ExportMixin):
         raise ArgumentError(msg)
 
     # ------------------------------------------------------------------ readiness
-    def prepare(self, trainer: Trainer | None = None) -> None:
+    def prepare(self, trainer: Trainer | None = None, *, decide: bool = True) -> None:
         """Make the model ready; see :func:`~anomalib_zsclip.models.readiness.make_ready`."""
-        make_ready(self, trainer)
+        make_ready(self, trainer, decide=decide)
 
     def on_fit_start(self) -> None:
-        """Be ready, on the device, but for the thresholds, which validation sets."""
+        """Be ready, on the device, but for the thresholds: those of a head that is about to learn are others afterwards."""
         super().on_fit_start()
+        if self.learn:
+            self._forget_decisions()
         make_ready(self, self.trainer, decide=False)
 
     def on_validation_start(self) -> None:
         """Be ready but for the thresholds, which this validation sets."""
+        self._forget_decisions()
+        make_ready(self, self.trainer, decide=False)
+
+    def _forget_decisions(self) -> None:
         if isinstance(self.post_processor, MonotonePostProcessor):
             self.post_processor.reset()
             self.bindings.decisions = None
-        make_ready(self, self.trainer, decide=False)
 
     def on_validation_epoch_end(self) -> None:
         """Remember for what the thresholds were made that the post-processor has just set."""
@@ -249,9 +254,8 @@ class ZeroShotMixin(TilesMixin, ExportMixin):
     def teardown(self, stage: str) -> None:
         """Decide from normal images where there was nothing to validate on: Lightning then skips its hooks."""
         super().teardown(stage)
-        undecided = (
-            isinstance(self.post_processor, MonotonePostProcessor) and int(self.post_processor.source) == NO_DATA
-        )
+        own = self.post_processor
+        undecided = isinstance(own, MonotonePostProcessor) and int(own.source) == NO_DATA
         has_normal = self.normal_dir is not None or getattr(self.trainer, "datamodule", None) is not None
         if stage == "validate" and undecided and has_normal:
             make_ready(self, self.trainer)

@@ -84,6 +84,9 @@ class MuSc(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin nar
             anomalib, or whether to use the default one.
         visualizer: Visualizer of anomalib, or whether to use the default one.
 
+    Raises:
+        ZsClipError: If an argument has a value that cannot work, or weights cannot be read or obtained.
+
     Example:
         >>> from anomalib.engine import Engine
         >>> from anomalib_zsclip import MuSc, SyntheticDefects

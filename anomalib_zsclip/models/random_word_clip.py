@@ -63,6 +63,9 @@ class RandomWordClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the
         visualizer: Visualizer of anomalib, or whether to use the default one.
         **options: Fields of :class:`~anomalib_zsclip.heads.random_word.RandomWordOptions`.
 
+    Raises:
+        ZsClipError: If an argument has a value that cannot work, or weights cannot be read or obtained.
+
     Example:
         >>> from anomalib.engine import Engine
         >>> from anomalib_zsclip import RandomWordClip, SyntheticDefects

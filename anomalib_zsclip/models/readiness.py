@@ -52,8 +52,8 @@ def make_ready(module: Detector, trainer: Trainer | None = None, *, decide: bool
         decide: Set thresholds too; not before a validation, which does that.
 
     Raises:
-        ArgumentError: If there are too few normal images.
-        CheckpointError: If a head has no learned weights.
+        ArgumentError: If there are too few normal or unlabelled images.
+        CheckpointError: If a head has no learned weights, or references of other settings cannot be made anew.
     """
     module.verdicts = None
     precision = resolve_precision(module.precision_name, module.model.backbone)
@@ -292,7 +292,7 @@ def _settings(module: Detector) -> Recipe:
 
 
 def _decide(module: Detector, normal: NormalImages | None, *, quiet: bool) -> None:
-    """Set thresholds from normal images, unless those at hand were made with these settings and this data."""
+    """Set thresholds from normal images, else from the folder, unless those at hand were made with all of that."""
     post_processor, bindings = module.post_processor, module.bindings
     if not isinstance(post_processor, MonotonePostProcessor):
         return

@@ -54,7 +54,7 @@ class Views:
     Args:
         tiling: How many tiles a picture gets.
         tile_share: Share of the tiles in score and map, in [0, 1]; the rest is the whole picture's.
-        view_chunk: Views that pass through the tower at a time, which bounds the memory.
+        view_chunk: Views that pass through the tower at a time, which bounds the memory; at least one of each picture.
         tile: Height and width of a view; ``None`` before it is known.
 
     Raises:

@@ -10,6 +10,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
+from anomalib_zsclip.clip.precision import full_precision
 from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.heads.base import Head, HeadOutput
 from anomalib_zsclip.heads.explanation import DefectNamer
@@ -33,6 +34,9 @@ class ZeroShotModel(nn.Module):
         mutual: How the comparison with unlabelled images of the memory bank counts; without heads it is the prediction.
         namer: Names the defects.
         views: How pictures are looked at: as a whole, or in tiles besides.
+
+    Raises:
+        ArgumentError: If there is nothing to judge by, or a share or a weight is out of range.
     """
 
     def __init__(
@@ -132,6 +136,10 @@ class ZeroShotModel(nn.Module):
 
         Returns:
             Scores ``[B]`` and maps ``[B, H, W]``, both in [0, 1].
+
+        Raises:
+            ArgumentError: If there are neither heads nor images to compare with.
+            CheckpointError: If those were seen in another size, in other blocks or in other tiles.
         """
         text = self.predict_without_folder(features, size, leave_out, substitute)
         if self.mutual is None or self.memory_bank is None or not self.memory_bank.has_unlabelled:
@@ -206,9 +214,10 @@ class ZeroShotModel(nn.Module):
     ) -> tuple[InferenceBatch, Tensor | None]:
         def see(views: Tensor, numbers: range) -> Seen:
             features = self.features(views)
-            found = self.predict(features, (views.shape[-2], views.shape[-1]), leave_out, substitute, numbers)
-            name = explain and self.namer is not None
-            words = self.namer(features, self.backbone, found.anomaly_map) if name else None  # type: ignore[misc]
+            with full_precision(views):  # Lightning's mixed precision is for the tower: maps in bf16 are full of ties
+                found = self.predict(features, (views.shape[-2], views.shape[-1]), leave_out, substitute, numbers)
+                name = explain and self.namer is not None
+                words = self.namer(features, self.backbone, found.anomaly_map) if name else None  # type: ignore[misc]
             return Seen(found.pred_score, found.anomaly_map, words)  # type: ignore[arg-type]
 
         seen = self.views.look(images, see)

@@ -86,7 +86,7 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         normal_dir: Folder of good parts, for k_shot, and for the thresholds where there is no labelled validation data.
             Default: the training images of the data module, if all of them are good.
         normal_images: Most good parts, besides those of k_shot, that the thresholds are made from.
-        false_alarms: Share of good parts that may be flagged, where the thresholds come from good parts.
+        false_alarms: Share of good parts that may be flagged, where the thresholds come from good parts or the folder.
         threshold: Your own threshold for image scores, from 0 to 1 on the scale of the scores in predictions.csv. Only
             decisions change, scores stay. It wins over every other source.
         pixel_threshold: The same for anomaly maps.
@@ -118,6 +118,9 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         evaluator: "papers" for the metrics of the zero-shot papers as their programs compute them; or an Evaluator of
             anomalib, or whether to use the default one.
         visualizer: Visualizer of anomalib, or whether to use the default one.
+
+    Raises:
+        ZsClipError: If an argument has a value that cannot work, or weights cannot be read or obtained.
 
     Example:
         >>> from anomalib.engine import Engine
@@ -273,7 +276,7 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
 def _published(
     name: str, file: str | Path | None, clip: ClipBackbone, *, named: bool
 ) -> tuple[str | Path | None, dict[str, str]]:
-    """File of a head, or its published weights, which join by themselves where they fit and can be had."""
+    """File of a head, or its published weights, which join by themselves where they fit and can be obtained."""
     if file is not None:
         return take_published(name, file, clip, WEIGHT_ARGUMENTS[name])
     if not fits(name, clip):

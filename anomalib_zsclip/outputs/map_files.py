@@ -14,6 +14,7 @@ from anomalib_zsclip.errors import ImageReadError
 from anomalib_zsclip.images.folder_data import rules_of
 from anomalib_zsclip.images.reading import size_of
 
+from .batches import per_image
 from .paths import ResultPaths
 
 
@@ -48,22 +49,21 @@ class MapFiles(Callback):
         self._write(trainer, outputs)
 
     def _write(self, trainer: Trainer, batch: Any) -> None:  # noqa: ANN401
-        paths = batch.image_path
-        if paths is None or batch.anomaly_map is None:
+        if batch.image_path is None or batch.anomaly_map is None:
             return
-        files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
         maps = batch.anomaly_map.detach().float().cpu().numpy()
         if self._paths is None:
             self._paths = ResultPaths.of(trainer)
             self._paths.check("map")
         upright = rules_of(trainer) is not None
-        for file, anomaly_map in zip(files, maps.reshape(-1, *maps.shape[-2:]), strict=True):
+        files = per_image(batch, "image_path")
+        for (file,), anomaly_map in zip(files, maps.reshape(-1, *maps.shape[-2:]), strict=True):
             target = self._paths.anomaly_map(file)
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(at_own_size(anomaly_map, file, upright=upright)).save(target, format="TIFF")
 
 
-def at_own_size(anomaly_map: np.ndarray, file: Path, *, upright: bool = False) -> np.ndarray:
+def at_own_size(anomaly_map: np.ndarray, file: str | Path, *, upright: bool = False) -> np.ndarray:
     """A map ``[h, w]`` resized, bilinearly, to the size of the picture in a file; float32.
 
     Args:

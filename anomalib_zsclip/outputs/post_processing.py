@@ -57,7 +57,8 @@ class MonotonePostProcessor(DynamicBufferMixin, PostProcessor):
     move: only decisions change.
 
     Args:
-        false_alarms: Share of good parts that may be flagged, in [0, 1), where the threshold comes from normal images.
+        false_alarms: Share of good parts that may be flagged, in [0, 1), where the threshold comes from normal images or
+            from a folder.
         threshold: The user's own threshold for image scores, in [0, 1].
         pixel_threshold: The user's own threshold for maps, in [0, 1].
         normal_quantile: Deprecated: ``1 - false_alarms``.
@@ -208,7 +209,7 @@ class MonotonePostProcessor(DynamicBufferMixin, PostProcessor):
         Args:
             scores: Image scores, ``[n]``, each image judged without knowing itself.
             peaks: Maxima of their maps, ``[n]``.
-            expected_defects: Share of defective images among them.
+            expected_defects: Share of defective images among them, in [0, 0.5).
         """
         self.reset()
         self._keep_normal(scores, peaks)

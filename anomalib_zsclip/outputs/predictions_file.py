@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_zsclip.errors import is_command
 from anomalib_zsclip.images import unreadable_of
 from anomalib_zsclip.images.data_files import PREDICT, image_files
+
+from .batches import per_image
 
 COLUMNS = ("path", "pred_score", "pred_label", "explanation", "error")
 
@@ -54,7 +55,7 @@ class PredictionsFile(Callback):
         """Write a batch, after the post-processor, and the images that could not be read by now, in their order."""
         del pl_module, args
         if not self._order:
-            self._order = {_harmless_path(file): place for place, file in enumerate(image_files(trainer, PREDICT))}
+            self._order = {harmless_path(file): place for place, file in enumerate(image_files(trainer, PREDICT))}
         table = [*self._unreadable(trainer), *rows(outputs)]
         self._write(sorted(table, key=lambda row: self._order.get(row[0], 0)))
 
@@ -92,7 +93,7 @@ class PredictionsFile(Callback):
     def _unreadable(self, trainer: Trainer) -> list[Row]:
         new = unreadable_of(trainer)[self._errors :]
         self._errors += len(new)
-        return [(_harmless_path(file.path), "", "", "", _harmless_text(file.reason)) for file in new]
+        return [(harmless_path(file.path), "", "", "", _harmless_text(file.reason)) for file in new]
 
     def _write(self, table: Sequence[Row]) -> None:
         if self._file is None or not table:
@@ -108,24 +109,20 @@ class PredictionsFile(Callback):
 
 def rows(batch: Any) -> list[Row]:  # noqa: ANN401
     """Rows of a batch of anomalib, as text."""
-    scores = [f"{score:.6f}" for score in _flat(batch.pred_score)]
-    labels = ["" if batch.pred_label is None else str(int(label)) for label in _flat(batch.pred_label, len(scores))]
-    paths = batch.image_path if batch.image_path is not None else [""] * len(scores)
-    explanations = getattr(batch, "explanation", None) or [""] * len(scores)
-    if isinstance(paths, str):
-        paths, explanations = [paths], [explanations]
     return [
-        (_harmless_path(path), score, label, _harmless_text(explanation), "")
-        for path, score, label, explanation in zip(paths, scores, labels, explanations, strict=True)
+        (
+            harmless_path(path or ""),
+            "" if score is None else f"{score:.6f}",
+            "" if label is None else str(int(label)),
+            _harmless_text(explanation),
+            "",
+        )
+        for path, score, label, explanation in per_image(batch, "image_path", "pred_score", "pred_label", "explanation")
     ]
 
 
-def _flat(values: torch.Tensor | None, count: int = 0) -> Sequence[float]:
-    return [0.0] * count if values is None else values.detach().float().flatten().tolist()
-
-
-def _harmless_path(path: str | Path) -> str:
-    # A spreadsheet would run a cell that starts like this as a formula; with "./" it is the same file and plain text.
+def harmless_path(path: str | Path) -> str:
+    """A path as a cell: a spreadsheet would run one that starts like a formula; with "./" it is the same file."""
     text = str(path)
     return f"./{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 

@@ -18,8 +18,9 @@ from anomalib_zsclip.heads.explanation import DefectNamer
 from anomalib_zsclip.images import unreadable_of
 from anomalib_zsclip.images.folder_data import rules_of
 
+from .batches import per_image
 from .gathering import file_of_process, gather
-from .predictions_file import _harmless_path as harmless_path
+from .predictions_file import harmless_path
 from .regions import (
     DEFAULT_MIN_REGION,
     GAP,
@@ -67,7 +68,7 @@ class RegionFiles(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget another run, and have the model keep what names are made of."""
         del trainer
-        self._rows = []
+        self._rows, self._threshold = [], pixel_threshold(pl_module)
         _keep_evidence(pl_module, True)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,11 +84,8 @@ class RegionFiles(Callback):
         # Where our own rules do not read, anomalib's reader leaves turned pictures as they lie.
         by_rules = rules_of(trainer) is not None
         outputs.regions = self._find(outputs, _namer(pl_module), read_upright=by_rules, view=_view(pl_module))
-        paths = outputs.image_path if outputs.image_path is not None else [""] * len(outputs.regions)
-        scores, labels = (_flat(values, len(outputs.regions)) for values in (outputs.pred_score, outputs.pred_label))
-        paths = [paths] if isinstance(paths, (str, Path)) else paths
-        for path, score, label, picture in zip(paths, scores, labels, outputs.regions, strict=True):
-            self._rows.append(_row(str(path), score, label, picture))
+        for path, *rest in per_image(outputs, "image_path", "pred_score", "pred_label", "regions"):
+            self._rows.append(_row(str(path or ""), *rest))
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:  # noqa: ANN401
         """As for a test."""
@@ -129,14 +127,13 @@ class RegionFiles(Callback):
     ) -> list[PictureRegions]:
         maps = batch.anomaly_map.detach().float().cpu().numpy()
         maps = maps.reshape(-1, *maps.shape[-2:])
-        paths = [batch.image_path] if isinstance(batch.image_path, (str, Path)) else batch.image_path
         evidence = namer.evidence if namer is not None else None
         views, others = divmod(len(evidence.tokens), len(maps)) if evidence is not None else (0, 0)
         if others:
             evidence = None
         found = []
-        for index, values in enumerate(maps):
-            standing = _standing(paths[index] if paths else None, values)
+        for index, ((path,), values) in enumerate(zip(per_image(batch, "image_path"), maps, strict=True)):
+            standing = _standing(path, values)
             labels = label_regions(values, self._threshold, self.min_region, view)
             if not labels.any():
                 found.append(PictureRegions(*standing[:3]))
@@ -232,10 +229,6 @@ def _lines(row: dict[str, Any]) -> list[list[Any]]:
 
 def _number(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, DIGITS)
-
-
-def _flat(values: torch.Tensor | None, count: int) -> list[Any]:
-    return [None] * count if values is None else values.detach().float().flatten().tolist()
 
 
 def _view(pl_module: Any) -> tuple[int, int] | None:  # noqa: ANN401

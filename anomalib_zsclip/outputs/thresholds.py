@@ -8,17 +8,16 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from anomalib_zsclip.heads.mutual_scoring import MAD_TO_SIGMA
+
 DEFAULT_FALSE_ALARMS = 0.05
 """Share of good parts that may be flagged unless the user says another one: one in twenty."""
 
 DEFAULT_EXPECTED_DEFECTS = 0.1
 """Share of defective parts in an unlabelled folder unless the user says another one."""
 
-MAD_TO_SIGMA = 1.4826
-"""Standard deviations of a normal distribution in one median absolute deviation."""
-
 LEAST_SHARE = 1e-3
-"""Smaller shares are taken for this one where few parts are extrapolated: the tail beyond it is not theirs to tell."""
+"""Smaller shares are taken for this one where a normal distribution is fitted: few parts do not tell its tail beyond."""
 
 
 def threshold_from_normal(scores: Tensor, false_alarms: float = DEFAULT_FALSE_ALARMS) -> Tensor:
@@ -31,7 +30,8 @@ def threshold_from_normal(scores: Tensor, false_alarms: float = DEFAULT_FALSE_AL
 
     Args:
         scores: Scores of good parts, each judged without knowing itself, ``[n]`` with ``n >= 2``.
-        false_alarms: The wanted share, in [0, 1); 0 takes the largest score itself.
+        false_alarms: The wanted share, in [0, 1); 0 takes the largest score itself, and beyond the largest score less than
+            :data:`LEAST_SHARE` counts as that.
 
     Returns:
         A scalar.
@@ -59,7 +59,7 @@ def threshold_from_folder(
     Args:
         scores: Scores of unlabelled parts, each judged without knowing itself, ``[n]``.
         expected_defects: Share of defective ones, in [0, 0.5).
-        false_alarms: The wanted share, in [0, 1).
+        false_alarms: The wanted share, in [0, 1); less than :data:`LEAST_SHARE` counts as that.
 
     Returns:
         A scalar.

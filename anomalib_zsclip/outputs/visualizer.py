@@ -213,6 +213,8 @@ def _photo(item: Any, rules: ReadingRules | None) -> Image.Image:  # noqa: ANN40
     values = _array(item.image)
     values = values.transpose(1, 2, 0) if values.shape[0] == 3 else values
     values = (values - values.min()) / max(float(values.max() - values.min()), 1e-6)
+    height, width = values.shape[:2]
+    values = np.broadcast_to(values.reshape(height, width, -1), (height, width, 3))  # grey has one channel, or none
     return Image.fromarray((values * 255).astype(np.uint8))
 
 

@@ -156,6 +156,26 @@ def test_learning_on_from_a_checkpoint_adds_the_new_data_to_the_old(tmp_path: Pa
     assert [part["category"] for part in model.learned_from] == ["cup", "metal_nut"]
 
 
+@pytest.mark.parametrize("kind", HEADS)
+def test_thresholds_of_good_parts_are_those_of_what_was_learned(tmp_path: Path, kind: str) -> None:
+    make_transfer(tmp_path)
+    datamodule = transfer(
+        mvtec(tmp_path / "auxiliary", "cup"), mvtec(tmp_path / "target", "plate", val_split_mode="none")
+    )
+    model = Detector(kind=kind, epochs=1)
+    model.normal_dir = tmp_path / "target" / "plate" / "train" / "good"
+    seen = []
+    for _ in range(2):
+        make_engine(tmp_path).fit(model, datamodule=datamodule)
+        model.eval().prepare()
+        seen.append(model.post_processor.normal_scores)
+        model.post_processor.reset()
+        model.bindings.decisions = None
+        model.prepare()
+        torch.testing.assert_close(seen[-1], model.post_processor.normal_scores)
+    assert (seen[0] - seen[1]).abs().max() > 1e-4, "it has learned more"
+
+
 def test_learned_head_finds_the_defects_of_the_target(tmp_path: Path) -> None:
     datamodule = make_transfer(tmp_path)
     model = Detector(epochs=15)

@@ -13,6 +13,8 @@ from anomalib_zsclip.clip import ClipBackbone, FeatureRequest
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.heads import anomaly_clip
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead, class_probabilities, summed_map
+from anomalib_zsclip.heads.crane import CraneHead
+from anomalib_zsclip.heads.learned_prompts import LearnedPromptsHead
 from anomalib_zsclip.prompts.learned import (
     OFFICIAL,
     PromptLearner,
@@ -131,6 +133,8 @@ def test_an_undecided_patch_gives_one_half() -> None:
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"sigma": -1.0}, "sigma=-1.0"),
         ({"layers": []}, "layers"),
+        ({"layers": 4}, "layers=4 must be a list"),
+        ({"layers": ["6"]}, "must be a list"),
         ({"value_value_blocks": -1}, "value_value_blocks=-1"),
         ({"image_score": "max"}, "'max'.*map_max"),
     ],
@@ -236,6 +240,21 @@ def test_loss_is_the_weighted_sum_of_its_parts(backbone: ClipBackbone, official:
     terms = head.learning_loss(backbone, inputs, masks.bool(), labels)
     expected = 4 * (terms["focal"] + terms["dice_anomalous"] + terms["dice_normal"]) + terms["image"]
     torch.testing.assert_close(terms["loss"].detach(), expected)
+
+
+@pytest.mark.parametrize("make", [AnomalyClipHead, CraneHead])
+def test_random_prompts_are_not_learned_however_often_the_head_is_set_up(make: type[LearnedPromptsHead]) -> None:
+    backbone = tiny_backbone(embed_dim=16)  # as wide as the text tower, so that an image can be a token
+    head = make(learn=True)
+    for _ in range(2):
+        head.setup(backbone, "object")
+        assert not head.is_learned
+    head.finish_learning(backbone)
+    learned = head.text_features
+    with torch.no_grad():
+        head.prompts.ctx_neg.add_(1)
+    head.setup(backbone, "object")
+    assert not torch.equal(head.text_features, learned), "what was learned is compiled anew"
 
 
 def test_finished_learning_survives_inference_mode_and_a_new_checkpoint(backbone: ClipBackbone, official: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,6 +133,25 @@ def test_what_compilation_changes_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
     assert apart > limit
     assert 0.3 < times < 3
     assert (unit, no_limit) == ("x its time without", None)
+
+
+@pytest.mark.parametrize("before", [None, "0", "1"])
+def test_only_the_checks_own_file_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    def load(*_: object, **__: object) -> Any:
+        trusted.append(os.environ["TRUST_REMOTE_CODE"])
+        raise RuntimeError
+
+    trusted: list[str] = []
+    monkeypatch.setattr(agreement, "TorchInferencer", load)
+    monkeypatch.setenv("TRUST_REMOTE_CODE", before or "")
+    if before is None:
+        monkeypatch.delenv("TRUST_REMOTE_CODE")
+    with pytest.raises(RuntimeError):
+        agreement._run_torch(SimpleNamespace(to_torch=lambda folder: folder), tmp_path, torch.zeros(1))
+    assert trusted == ["1"]
+    assert os.environ.get("TRUST_REMOTE_CODE") == before
 
 
 def test_a_torch_export_gives_what_the_model_gives(tmp_path: Path) -> None:

@@ -143,6 +143,16 @@ def test_another_image_joins_the_folder_to_be_evened_out() -> None:
     torch.testing.assert_close(found.score, rescore(patches.amax(dim=1), embeddings, (1, 3))[5:].clamp(0, 1))
 
 
+def test_a_window_larger_than_what_is_left_takes_all_that_is_left() -> None:
+    patches, embeddings = torch.rand(7, 4, generator=torch.Generator().manual_seed(0)), unit(7, 5).abs()
+    scoring = MutualScoring(windows=(2, 6))
+    scoring.fit(folder_of(patches[:6], embeddings[:6]), (4, 4))
+    like_two = torch.arange(6)[None] < 2
+    found = scoring(patches[6:], (2, 2), (4, 4), embeddings[6:], like_two)
+    wanted = rescore(patches[2:].amax(dim=1), embeddings[2:], (2, 5))[4:]
+    torch.testing.assert_close(found.score, wanted.clamp(0, 1))
+
+
 def test_equal_scores_are_no_nan() -> None:
     scoring = MutualScoring(windows=(1, 2))
     own = scoring.fit(folder_of(torch.full((5, 4), 0.3), unit(5, 5)), (4, 4))

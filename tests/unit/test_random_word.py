@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,8 +64,11 @@ def test_prompts_that_cannot_work(arguments: dict, message: str) -> None:
 
 
 # ------------------------------------------------------------------ network
-def test_the_network_learns_what_can_be_told_apart_and_leaves_the_generator_alone() -> None:
+def test_the_network_learns_what_can_be_told_apart_and_leaves_the_generators_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("seeds the generators of GPUs"))
     direction = torch.nn.functional.normalize(torch.randn(32), dim=0)
     clean = torch.randn(100, 32)
     embeddings = nn.functional.normalize(torch.cat([clean - 2 * direction, clean + 2 * direction]), dim=-1)
@@ -80,6 +84,17 @@ def test_the_network_learns_what_can_be_told_apart_and_leaves_the_generator_alon
 def test_two_prompts_are_enough_to_train(tiny: ClipBackbone) -> None:
     head = head_for(tiny, prompts_per_class=1)
     assert head.probability(torch.randn(2, head.network[0].in_features)).isfinite().all()
+
+
+def test_set_up_anew_the_network_is_that_of_the_options(tiny: ClipBackbone) -> None:
+    head = head_for(tiny, hidden=8)
+    before = head.probability(torch.ones(1, tiny.embed_dim))
+    head.options = replace(head.options, hidden=6)
+    head.setup(tiny, "anything")
+    wanted = head_for(tiny, hidden=6).probability(torch.ones(1, tiny.embed_dim))
+    assert torch.equal(head.probability(torch.ones(1, tiny.embed_dim)), wanted)
+    assert not torch.equal(before, wanted)
+    assert not any(value.requires_grad for value in head.network.parameters())
 
 
 def test_setup_works_in_inference_mode(tiny: ClipBackbone) -> None:
@@ -136,3 +151,13 @@ def test_unknown_options_are_refused(tiny: ClipBackbone) -> None:
         RandomWordHead(48, localization="tiles")
     with pytest.raises(ArgumentError, match="centering='images'"):
         RandomWordHead(48, centering="images")
+
+
+@pytest.mark.parametrize("blocks", [3, (), (3,), (1, 2, 3), (1.0, 2.0), "12"])
+def test_blocks_are_a_first_and_a_last_one(blocks: object) -> None:
+    with pytest.raises(ArgumentError, match="the first and the last block"):
+        RandomWordHead(48, blocks=blocks)
+
+
+def test_a_list_is_as_good_as_a_pair(tiny: ClipBackbone) -> None:
+    assert RandomWordHead(48, blocks=[2, 3]).request(tiny).value_value == {(2, 3)}

@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.errors import ArgumentError
 from anomalib_zsclip.heads.explanation import DefectNamer, Evidence
+from anomalib_zsclip.images.folder_data import Unreadable
 from anomalib_zsclip.models.views import Views
 from anomalib_zsclip.outputs import PictureRegions, RegionFiles
 from anomalib_zsclip.outputs.callbacks import with_results
@@ -191,6 +192,25 @@ def test_files_hold_every_picture_and_every_region(tmp_path: Path, interrupt: bo
     assert [line[1:6] for line in lines] == [["1", "20", "10", "20", "5"], ["2", "120", "30", "40", "10"]]
     assert lines[0][10:12] == ["0.75", "0.75"]
     assert lines[0][12:] == ["", ""]
+
+
+def test_a_run_without_a_readable_picture_knows_nothing_of_the_run_before(tmp_path: Path) -> None:
+    callback, unreadable = RegionFiles(), SimpleNamespace(unreadable=[Unreadable("cut.png", "it is cut.")])
+    for folder, threshold in ((tmp_path / "before", 0.8), (tmp_path / "now", 0.6)):
+        trainer = SimpleNamespace(default_root_dir=str(folder), global_rank=0, world_size=1)
+        post_processor = SimpleNamespace(normalized_pixel_threshold=torch.tensor(threshold))
+        module = SimpleNamespace(post_processor=post_processor, model=None)
+        callback.on_predict_start(trainer, module)
+        if threshold == 0.8:
+            picture = save_picture(tmp_path / "a.png", (9, 9))
+            callback.on_predict_batch_end(trainer, module, make_batch([picture], [map_with()]), None, 0)
+        else:
+            trainer.predict_dataloaders = [SimpleNamespace(dataset=unreadable)]
+        callback.on_predict_end(trainer, module)
+        callback.teardown(trainer, module, "predict")
+    content = json.loads((tmp_path / "now" / "regions.json").read_text())
+    assert content["pixel_threshold"] == 0.6
+    assert [image["path"] for image in content["images"]] == ["cut.png"]
 
 
 @pytest.mark.parametrize(("threshold", "written", "count"), [(0.6, 0.6, 1), (0.75, 0.75, 0), (float("nan"), 0.5, 1)])

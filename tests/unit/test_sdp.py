@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -268,6 +269,7 @@ def test_another_class_name_compiles_other_text() -> None:
         ({"layers": [0, 4]}, "blocks 1 to 8"),
         ({"layers": [9]}, r"layers=\[9\]"),
         ({"layers": []}, "at least one block"),
+        ({"layers": 4}, "layers=4 must be a list"),
         ({"sigma": -1.0}, "sigma=-1.0"),
         ({"image_score": "max"}, "text, map_max, mean"),
         ({"rvs": "median"}, "rvs='median'"),
@@ -279,6 +281,15 @@ def test_another_class_name_compiles_other_text() -> None:
 def test_wrong_arguments_are_refused_when_the_head_is_made(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         sdp_of(backbone_of(), **arguments)
+
+
+def test_options_change_but_for_the_blocks_of_the_linear_layers() -> None:
+    plus = plus_of(backbone_of())
+    plus.options = replace(plus.options, sigma=5.0, layers=(2, 4, 6, 8))  # those of before, named
+    for layers in ((1, 4, 6, 8), (4, 8)):
+        with pytest.raises(ArgumentError, match=r"belong to layers=\[2, 4, 6, 8\]"):
+            plus.options = replace(plus.options, layers=layers)
+    assert (plus.options.sigma, plus.sdp.layers) == (5.0, (2, 4, 6, 8))
 
 
 def test_layers_are_read_in_ascending_order() -> None:
@@ -420,11 +431,15 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     assert "it holds the keys prompt_learner" in refused(plus, path)
     torch.save({"linear_layers": {}}, path)
     assert "no linear layers" in refused(plus, path)
+    torch.save({"linear_layers": {0: torch.zeros(1)}}, path)
+    assert "state_dict} of tensors" in refused(plus, path)
     torch.save({"linear_layers": Pickled()}, path)
     assert "pickled Python objects" in refused(plus, path)
     path.write_bytes(b"neither zip nor pickle")
     refused(plus, path)
     save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     assert "its keys are weight" in refused(plus, tmp_path / "foreign.safetensors")
+    save_file(layers, tmp_path / "nameless.safetensors", {"fingerprint": "0"})
+    assert "learned on the backbone ? / ?" in refused(plus, tmp_path / "nameless.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "foreign.safetensors").read_bytes()[:20])
     assert "damaged" in refused(plus, tmp_path / "cut.safetensors")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from anomalib.data import ImageBatch, ImageItem
+from anomalib.data import ImageBatch, ImageItem, NumpyImageItem
 from PIL import Image
 
 from anomalib_zsclip.outputs.regions import PictureRegions
@@ -57,6 +57,13 @@ def test_items_without_masks_labels_and_files_can_be_drawn() -> None:
     batch = ImageBatch(image=torch.rand(2, 3, 32, 32), anomaly_map=torch.rand(2, 32, 32))
     assert [image.size for image in visualizer.visualize(batch)] == [(512, 280)] * 2
     assert visualizer.visualize(ImageBatch(image=torch.rand(1, 3, 32, 32))).size == (256, 280)
+
+
+@pytest.mark.parametrize("shape", [(24, 32, 3), (24, 32), (24, 32, 1)])
+def test_arrays_of_an_inferencer_can_be_drawn(shape: tuple[int, ...]) -> None:
+    item = NumpyImageItem(image=np.random.default_rng(0).random(shape), anomaly_map=np.full((24, 32), 0.9))
+    strip = FixedScaleVisualizer(field_size=(32, 24)).visualize(item)
+    assert (strip.mode, strip.size) == ("RGB", (64, 24 + CAPTION_HEIGHT))
 
 
 def test_values_that_are_no_numbers_do_not_break_the_picture(photo: Path) -> None:

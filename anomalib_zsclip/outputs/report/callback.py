@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_zsclip.images import unreadable_of
 from anomalib_zsclip.images.folders import absolute
+from anomalib_zsclip.outputs.batches import per_image
 from anomalib_zsclip.outputs.gathering import file_of_process, gather
 from anomalib_zsclip.outputs.paths import ResultPaths, common_folder
 from anomalib_zsclip.outputs.regions import PictureRegions
@@ -27,6 +27,9 @@ Row = dict[str, Any]
 """One picture, in the short names that the page knows; see :func:`row_of`."""
 
 NAME = "report.html"
+
+FIELDS = ("image_path", "pred_score", "pred_label", "gt_label", "explanation", "regions")
+"""Fields of a batch that a row is made of."""
 
 
 class ReportPage(Callback):
@@ -45,7 +48,7 @@ class ReportPage(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget another run."""
         visualizer = getattr(pl_module, "visualizer", None)
-        self._rows = []
+        self._rows, self._panels = [], []
         self._paths = ResultPaths.of(trainer, getattr(visualizer, "output_dir", None)) if visualizer else None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -116,12 +119,8 @@ def rows_of(batch: Any, places: ResultPaths | None, folder: Path) -> list[Row]: 
         known); ``words``, the explanation; ``picture``, its address on the page, and ``file``, relative to the page;
         ``size`` and ``regions``; ``error``.
     """
-    count = len(batch.pred_score.flatten()) if batch.pred_score is not None else len(batch.image)
-    paths = _listed(batch.image_path, count)
-    scores, labels, truths = (_values(getattr(batch, name), count) for name in ("pred_score", "pred_label", "gt_label"))
-    texts, regions = (_listed(getattr(batch, name, None), count) for name in ("explanation", "regions"))
     rows = []
-    for path, score, label, truth, text, found in zip(paths, scores, labels, truths, texts, regions, strict=True):
+    for path, score, label, truth, text, found in per_image(batch, *FIELDS):
         known = score is not None and math.isfinite(score)
         row: Row = {
             "path": str(path or ""),
@@ -170,13 +169,3 @@ def below_common_folder(rows: Sequence[Row]) -> tuple[list[Row], str]:
 def address(path: str) -> str:
     """A relative path as an address on a page; names of files need not be valid Unicode, nor free of ``#`` and ``?``."""
     return quote(os.fsencode(path.replace(os.sep, "/")))
-
-
-def _listed(values: Any, count: int) -> list[Any]:  # noqa: ANN401
-    if values is None:
-        return [None] * count
-    return list(values) if isinstance(values, (list, tuple)) and not isinstance(values, str) else [values]
-
-
-def _values(values: torch.Tensor | None, count: int) -> list[Any]:
-    return [None] * count if values is None else values.detach().float().flatten().tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
@@ -36,6 +37,28 @@ class BackboneError(ZsClipError, ValueError):
 
 class ArgumentError(ZsClipError, ValueError):
     """An argument has a value that cannot work."""
+
+
+def check_share(name: str, value: object) -> None:
+    """Refuse what is no number between 0 and 1.
+
+    Raises:
+        ArgumentError: If it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        msg = f"{name}={value!r} must be a number between 0 and 1."
+        raise ArgumentError(msg)
+
+
+def check_whole_number(name: str, value: object, least: int) -> None:
+    """Refuse what is no whole number of at least ``least``.
+
+    Raises:
+        ArgumentError: If it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        msg = f"{name}={value!r} must be a whole number of at least {least}."
+        raise ArgumentError(msg)
 
 
 class CheckpointError(ZsClipError, RuntimeError):

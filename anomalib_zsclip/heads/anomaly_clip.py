@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomalib_zsclip.clip import BlockRange, ClipBackbone, FeatureRequest, ImageFeatures, loading
+from anomalib_zsclip.errors import check_whole_number
 from anomalib_zsclip.prompts.learned import ANOMALY_CLIP
 
 from .base import HeadOutput
@@ -53,7 +54,8 @@ class AnomalyClipOptions(LearnedPromptsOptions):
         """Refuse values that cannot work."""
         super().__post_init__()
         dual = self.value_value_blocks
-        require(dual is None or dual >= 0, f"value_value_blocks={dual} must not be negative.")
+        if dual is not None:
+            check_whole_number("value_value_blocks", dual, 0)
         named = self.layers is None or (isinstance(self.layers, Sequence) and len(self.layers) > 0)
         named = named and all(isinstance(layer, int) for layer in self.layers or ())
         require(named, f"layers={self.layers!r} must be a list of at least one block, or None for the last.")

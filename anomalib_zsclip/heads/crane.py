@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures, loading
+from anomalib_zsclip.errors import check_share, check_whole_number
 from anomalib_zsclip.prompts.learned import CRANE
 
 from .base import HeadOutput
@@ -73,8 +74,9 @@ class CraneOptions(LearnedPromptsOptions):
         """Refuse values that cannot work."""
         super().__post_init__()
         dual = self.self_correlation_blocks
-        require(dual is None or dual >= 0, f"self_correlation_blocks={dual} must not be negative.")
-        require(0 <= self.pooled_share <= 1, f"pooled_share={self.pooled_share} must be between 0 and 1.")
+        if dual is not None:
+            check_whole_number("self_correlation_blocks", dual, 0)
+        check_share("pooled_share", self.pooled_share)
         require(self.upsampled in UPSAMPLED, f"upsampled={self.upsampled!r} must be one of {', '.join(UPSAMPLED)}.")
         weight = self.map_loss_weight
         require(0 <= weight < float("inf"), f"map_loss_weight={weight} must be finite and not negative.")

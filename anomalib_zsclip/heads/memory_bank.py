@@ -70,8 +70,9 @@ class MemoryBank(DynamicBufferMixin):
         if not 0 < quantile < 1:
             msg = f"memory bank: quantile={quantile} must be between 0 and 1."
             raise ArgumentError(msg)
-        if not scales or any(side < 1 or side % 2 == 0 for side in scales):
-            msg = f"memory bank: scales={scales} must be odd and positive."
+        odd = isinstance(scales, Sequence) and all(isinstance(side, int) and side > 0 and side % 2 for side in scales)
+        if not odd or not scales:
+            msg = f"scales={scales!r} (degrees of MuSc) must be a list of odd and positive sides of windows in patches."
             raise ArgumentError(msg)
         self.layers = None if layers is None else tuple(layers)
         self.quantile = quantile

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, check_share, check_whole_number
 
 from .base import HeadOutput
 from .maps import tokens_to_grid, upsample
@@ -83,12 +83,10 @@ class MutualScoring(DynamicBufferMixin):
 
     def __init__(self, share: float | None = None, windows: Sequence[int] = ()) -> None:
         super().__init__()
-        if share is not None and not 0 <= share <= 1:
-            msg = f"mutual_share={share} must be between 0 and 1."
-            raise ArgumentError(msg)
-        if any(window < 1 for window in windows):
-            msg = f"windows={list(windows)} must be numbers of images, at least 1."
-            raise ArgumentError(msg)
+        if share is not None:
+            check_share("mutual_share", share)
+        for window in windows:
+            check_whole_number("windows: images", window, 1)
         self.share = share
         self.windows = tuple(windows)
         self.suits = True  # whether the folder fits together, as far as its own scores tell

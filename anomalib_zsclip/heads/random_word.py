@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from anomalib_zsclip.clip import BlockRange, ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.clip.text_cache import embed_texts
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, check_whole_number
 from anomalib_zsclip.prompts.random_words import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, random_word_prompts
 
 from .base import Head, HeadOutput
@@ -94,10 +94,8 @@ class RandomWordOptions(HeadOptions):
         if not isinstance(self.seed, int):
             msg = f"seed={self.seed!r} must be a whole number."
             raise ArgumentError(msg)
-        if self.hidden < 1 or self.window_chunk < 1 or self.stride < 1:
-            sizes = f"hidden={self.hidden!r}, stride={self.stride!r} and window_chunk={self.window_chunk!r}"
-            msg = f"{sizes} must be at least 1."
-            raise ArgumentError(msg)
+        for name in ("hidden", "stride", "window_chunk"):
+            check_whole_number(name, getattr(self, name), 1)
         if not self.scales or any(not isinstance(scale, int) or scale < 1 for scale in self.scales):
             msg = f"scales={self.scales!r} must be a list of at least one side of a window in patches."
             raise ArgumentError(msg)

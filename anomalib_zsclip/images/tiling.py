@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, check_whole_number
 
 from .data_files import files_of
 from .reading import read_header
@@ -60,9 +60,7 @@ class Tiling:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        if isinstance(self.max_tiles, bool) or not isinstance(self.max_tiles, int) or self.max_tiles < 1:
-            msg = f"max_tiles={self.max_tiles!r} must be a whole number of at least 1."
-            raise ArgumentError(msg)
+        check_whole_number("max_tiles", self.max_tiles, 1)
         grid = self.fixed
         if grid is not None and grid[0] * grid[1] > self.max_tiles:
             msg = (

@@ -19,7 +19,7 @@ from anomalib.data import ImageBatch
 from anomalib.deploy import CompressionType
 
 from anomalib_zsclip.benchmark.metrics import ExactAUROC
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, check_share
 from anomalib_zsclip.images.checks import check_for_plain_reading
 from anomalib_zsclip.images.data_files import files_of
 
@@ -43,9 +43,7 @@ def check_arguments(compression: CompressionType, datamodule: Any, max_drop: flo
     if datamodule is None:
         msg = f"compression_type={compression.value!r} needs images to calibrate on: give a data module (--data)."
         raise ArgumentError(msg)
-    if not 0 <= max_drop <= 1:
-        msg = f"max_drop={max_drop} must be between 0 and 1."
-        raise ArgumentError(msg)
+    check_share("max_drop", max_drop)
 
 
 def quantize(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from anomalib_zsclip.clip import ImageFeatures
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, check_share, check_whole_number
 from anomalib_zsclip.heads.maps import like, upsample
 from anomalib_zsclip.heads.options import Recipe
 from anomalib_zsclip.images import Tiling
@@ -68,12 +68,8 @@ class Views:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        if not 0 <= self.tile_share <= 1:
-            msg = f"tile_share={self.tile_share} must be between 0 and 1."
-            raise ArgumentError(msg)
-        if self.view_chunk < 1:
-            msg = f"view_chunk={self.view_chunk} must be at least 1."
-            raise ArgumentError(msg)
+        check_share("tile_share", self.tile_share)
+        check_whole_number("view_chunk", self.view_chunk, 1)
 
     @classmethod
     def of(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.clip.precision import full_precision
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, check_share
 from anomalib_zsclip.heads.base import Head, HeadOutput
 from anomalib_zsclip.heads.explanation import DefectNamer
 from anomalib_zsclip.heads.memory_bank import MemoryBank
@@ -57,9 +57,7 @@ class ZeroShotModel(nn.Module):
             msg = "A detector needs at least one head."
             raise ArgumentError(msg)
         for name, share in (("map_share", map_share), ("memory_share", memory_share)):
-            if not 0 <= share <= 1:
-                msg = f"{name}={share} must be between 0 and 1."
-                raise ArgumentError(msg)
+            check_share(name, share)
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
         self._given_weights = weights

@@ -91,7 +91,7 @@ class RandomWordOptions(HeadOptions):
         if not 0 <= self.text_noise < float("inf"):
             msg = f"text_noise={self.text_noise!r} must be 0 or a positive finite number."
             raise ArgumentError(msg)
-        if not isinstance(self.seed, int):
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             msg = f"seed={self.seed!r} must be a whole number."
             raise ArgumentError(msg)
         for name in ("hidden", "stride", "window_chunk"):

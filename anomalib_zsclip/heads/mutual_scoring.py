@@ -85,8 +85,8 @@ class MutualScoring(DynamicBufferMixin):
         super().__init__()
         if share is not None:
             check_share("mutual_share", share)
-        for window in windows:
-            check_whole_number("windows: images", window, 1)
+        for index, window in enumerate(windows):
+            check_whole_number(f"windows[{index}]", window, 1)
         self.share = share
         self.windows = tuple(windows)
         self.suits = True  # whether the folder fits together, as far as its own scores tell

@@ -285,9 +285,8 @@ def train_text_network(
     x_held, y_held = embeddings[held_out], labels[held_out]
 
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.inference_mode(mode=False):
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed would seed those of GPUs too, which nobody puts back
+        # Not torch.manual_seed, which would seed the generators of GPUs too, and nobody puts those back.
+        torch.default_generator.manual_seed(seed)
         for layer in network:
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
+from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 
 def is_command() -> bool:
@@ -39,13 +42,18 @@ class ArgumentError(ZsClipError, ValueError):
     """An argument has a value that cannot work."""
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether this is a finite number, and no truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_share(name: str, value: object) -> None:
     """Refuse what is no number between 0 and 1.
 
     Raises:
         ArgumentError: If it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         msg = f"{name}={value!r} must be a number between 0 and 1."
         raise ArgumentError(msg)
 
@@ -58,6 +66,34 @@ def check_whole_number(name: str, value: object, least: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         msg = f"{name}={value!r} must be a whole number of at least {least}."
+        raise ArgumentError(msg)
+
+
+def check_list(name: str, value: object, entries: str, least: int = 1) -> None:
+    """Refuse what is no list (or other sequence) of at least ``least`` entries. A text is none.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        entries: What the list must hold, for the message.
+        least: Fewest entries.
+
+    Raises:
+        ArgumentError: If it is none.
+    """
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) < least:
+        msg = f"{name}={value!r} must be a list of {entries}."
+        raise ArgumentError(msg)
+
+
+def check_path(name: str, value: object) -> None:
+    """Refuse what is no path; ``None``, for no path, is fine.
+
+    Raises:
+        ArgumentError: If it is none.
+    """
+    if value is not None and not isinstance(value, (str, os.PathLike)):
+        msg = f"{name}={value!r} must be the path of a file or folder."
         raise ArgumentError(msg)
 
 

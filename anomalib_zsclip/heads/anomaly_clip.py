@@ -17,7 +17,7 @@ from anomalib_zsclip.prompts.learned import ANOMALY_CLIP
 
 from .base import HeadOutput
 from .learned_prompts import LearnedPromptsHead, LearnedPromptsOptions, first_dual_block, require
-from .options import combine_image_score, naming_fields
+from .options import check_layers, combine_image_score, make_options
 from .two_sentences import class_probabilities, image_loss, map_losses, summed_map
 
 BUILTIN_PROMPTS = loading.BUILTIN_FOLDER / "anomaly_clip_prompts.safetensors"
@@ -56,9 +56,7 @@ class AnomalyClipOptions(LearnedPromptsOptions):
         dual = self.value_value_blocks
         if dual is not None:
             check_whole_number("value_value_blocks", dual, 0)
-        named = self.layers is None or (isinstance(self.layers, Sequence) and len(self.layers) > 0)
-        named = named and all(isinstance(layer, int) for layer in self.layers or ())
-        require(named, f"layers={self.layers!r} must be a list of at least one block, or None for the last.")
+        check_layers(self.layers)
 
 
 class AnomalyClipHead(LearnedPromptsHead):
@@ -80,9 +78,7 @@ class AnomalyClipHead(LearnedPromptsHead):
     options: AnomalyClipOptions
 
     def __init__(self, prompts: str | Path | None = None, *, learn: bool = False, **options: Any) -> None:  # noqa: ANN401
-        with naming_fields(AnomalyClipOptions):
-            own = AnomalyClipOptions(**options)
-        super().__init__(own, prompts, learn=learn)
+        super().__init__(make_options(AnomalyClipOptions, options), prompts, learn=learn)
 
     @property
     def shipped_prompts(self) -> Path:
@@ -99,15 +95,7 @@ class AnomalyClipHead(LearnedPromptsHead):
         Raises:
             ArgumentError: If one is outside the image tower.
         """
-        layers = list(self.options.layers or [])
-        blocks = sorted(set(layers or [backbone.layers]))
-        outside = [block for block in blocks if not 1 <= block <= backbone.layers]
-        require(
-            not outside,
-            f"layers={layers}: {outside} is outside the image tower of {backbone.name!r}, "
-            f"which has blocks 1 to {backbone.layers}.",
-        )
-        return blocks
+        return list(check_layers(self.options.layers, backbone.layers) or [backbone.layers])
 
     def first_dual_block(self, backbone: ClipBackbone) -> int:
         """First block of the refined stream, counted from 1; one behind the last block where there is none."""

@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures, loading
-from anomalib_zsclip.errors import check_share, check_whole_number
+from anomalib_zsclip.errors import check_share, check_whole_number, is_number
 from anomalib_zsclip.prompts.learned import CRANE
 
 from .base import HeadOutput
 from .learned_prompts import LearnedPromptsHead, LearnedPromptsOptions, first_dual_block, require
 from .losses import dice_loss, focal_loss
 from .maps import smooth, tokens_to_grid, upsample, upsample_and_smooth
-from .options import combine_image_score, naming_fields
+from .options import combine_image_score, make_options
 from .two_sentences import class_logits
 
 BUILTIN_PROMPTS = loading.BUILTIN_FOLDER / "crane_prompts.safetensors"
@@ -79,7 +79,7 @@ class CraneOptions(LearnedPromptsOptions):
         check_share("pooled_share", self.pooled_share)
         require(self.upsampled in UPSAMPLED, f"upsampled={self.upsampled!r} must be one of {', '.join(UPSAMPLED)}.")
         weight = self.map_loss_weight
-        require(0 <= weight < float("inf"), f"map_loss_weight={weight} must be finite and not negative.")
+        require(is_number(weight) and weight >= 0, f"map_loss_weight={weight!r} must be finite and not negative.")
 
 
 class CraneHead(LearnedPromptsHead):
@@ -104,9 +104,7 @@ class CraneHead(LearnedPromptsHead):
     options: CraneOptions
 
     def __init__(self, prompts: str | Path | None = None, *, learn: bool = False, **options: Any) -> None:  # noqa: ANN401
-        with naming_fields(CraneOptions):
-            own = CraneOptions(**options)
-        super().__init__(own, prompts, learn=learn)
+        super().__init__(make_options(CraneOptions, options), prompts, learn=learn)
 
     @property
     def shipped_prompts(self) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anomalib_zsclip.clip import BlockRange, ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.clip.text_cache import embed_texts
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, check_list
 
 from .options import Recipe
 
@@ -77,12 +77,10 @@ class DefectNamer(DynamicBufferMixin):
 
     def __init__(self, embed_dim: int, words: Sequence[str] = DEFECT_WORDS, share: float = 0.02, top: int = 2) -> None:
         super().__init__()
-        if (
-            isinstance(words, str)
-            or len(words) < 2
-            or not all(isinstance(word, str) and word.strip() for word in words)
-        ):
-            msg = f"defect_words={words!r} must be a list of at least two words."
+        check_list("defect_words", words, "at least two words", least=2)
+        empty = [word for word in words if not isinstance(word, str) or not word.strip()]
+        if empty:
+            msg = f"defect_words={list(words)}: {empty[0]!r} is no word."
             raise ArgumentError(msg)
         self.words = tuple(words)
         self.share = share

@@ -13,7 +13,7 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 
 from anomalib_zsclip.clip import ClipBackbone, loading
-from anomalib_zsclip.errors import ArgumentError, CheckpointError, check_whole_number
+from anomalib_zsclip.errors import ArgumentError, CheckpointError, check_whole_number, is_number
 from anomalib_zsclip.prompts.learned import CRANE, OFFICIAL, PromptLearner, load_prompts
 
 from .base import LearnableHead
@@ -41,8 +41,8 @@ class LearnedPromptsOptions(HeadOptions):
         for name in ("n_ctx", "depth", "t_n_ctx"):
             check_whole_number(name, getattr(self, name), 1)
         # Below, cosines over the temperature leave float32's range and the softmax becomes NaN.
-        usable = 1e-6 <= self.temperature < float("inf")
-        require(usable, f"temperature={self.temperature} must be finite and at least 1e-6.")
+        usable = is_number(self.temperature) and self.temperature >= 1e-6
+        require(usable, f"temperature={self.temperature!r} must be finite and at least 1e-6.")
 
 
 class LearnedPromptsHead(DynamicBufferMixin, LearnableHead):

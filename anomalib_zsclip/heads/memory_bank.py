@@ -10,11 +10,11 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
-from anomalib_zsclip.errors import ArgumentError, CheckpointError
+from anomalib_zsclip.errors import ArgumentError, CheckpointError, check_list, check_whole_number
 
 from .maps import tokens_to_grid, upsample_and_smooth
 from .mutual import SHARE, interval_means, nearest_distances, normalize_image, window_means
-from .options import Recipe
+from .options import Recipe, check_layers
 
 SAME_PATCHES = 0.03
 """Distance of unit patches, each to the one at its own place, up to which two images are one. Another batch size or number
@@ -70,11 +70,13 @@ class MemoryBank(DynamicBufferMixin):
         if not 0 < quantile < 1:
             msg = f"memory bank: quantile={quantile} must be between 0 and 1."
             raise ArgumentError(msg)
-        odd = isinstance(scales, Sequence) and all(isinstance(side, int) and side > 0 and side % 2 for side in scales)
-        if not odd or not scales:
-            msg = f"scales={scales!r} (degrees of MuSc) must be a list of odd and positive sides of windows in patches."
-            raise ArgumentError(msg)
-        self.layers = None if layers is None else tuple(layers)
+        check_list("scales", scales, "sides of windows in patches (degrees of MuSc)")
+        for index, side in enumerate(scales):
+            check_whole_number(f"scales[{index}]", side, 1)
+            if side % 2 == 0:
+                msg = f"scales={list(scales)} (degrees of MuSc): {side} must be odd, so that a window has a middle."
+                raise ArgumentError(msg)
+        self.layers = check_layers(layers)
         self.quantile = quantile
         self.sigma = sigma
         self.scales = tuple(scales)
@@ -117,7 +119,7 @@ class MemoryBank(DynamicBufferMixin):
     def blocks(self, backbone: ClipBackbone) -> list[int]:
         """Blocks whose tokens are compared."""
         depth = backbone.layers
-        return sorted(set(self.layers or (max(1, depth // 2), max(1, 3 * depth // 4))))
+        return list(check_layers(self.layers, depth) or sorted({max(1, depth // 2), max(1, 3 * depth // 4)}))
 
     def request(self, backbone: ClipBackbone) -> FeatureRequest:
         """Ordinary tokens of the blocks."""
@@ -307,8 +309,8 @@ class PublishedBank(MemoryBank):
 
     def blocks(self, backbone: ClipBackbone) -> list[int]:
         """Blocks whose tokens are compared."""
-        quarters = [max(1, backbone.layers * quarter // 4) for quarter in (1, 2, 3, 4)]
-        return sorted(set(self.layers or quarters))
+        quarters = {max(1, backbone.layers * quarter // 4) for quarter in (1, 2, 3, 4)}
+        return list(check_layers(self.layers, backbone.layers) or sorted(quarters))
 
     def patches_of(self, features: ImageFeatures, backbone: ClipBackbone) -> Tensor:
         """Normalised tokens of all blocks, ``[layers, B, L, W]``."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 
-from anomalib_zsclip.errors import ArgumentError, check_share, check_whole_number
+from anomalib_zsclip.errors import ArgumentError, check_list, check_share, check_whole_number
 
 from .base import HeadOutput
 from .maps import tokens_to_grid, upsample
@@ -85,6 +85,7 @@ class MutualScoring(DynamicBufferMixin):
         super().__init__()
         if share is not None:
             check_share("mutual_share", share)
+        check_list("windows", windows, "numbers of similar images", least=0)
         for index, window in enumerate(windows):
             check_whole_number(f"windows[{index}]", window, 1)
         self.share = share

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, check_list, check_whole_number, is_number
 
 IMAGE_SCORES = ("text", "map_max", "mean")
 LARGEST_SIGMA = 1000.0
@@ -57,15 +56,18 @@ class HeadOptions:
 Options = TypeVar("Options", bound=HeadOptions)
 
 
-@contextmanager
-def naming_fields(cls: type[HeadOptions]) -> Iterator[None]:
-    """Where options are made of keywords: an unknown one gets an error that lists the known ones."""
-    try:
-        yield
-    except TypeError as error:
-        known = ", ".join(field.name for field in dataclasses.fields(cls))
-        msg = f"{str(error).rsplit('__init__() ', 1)[-1]}: {cls.__name__} has the fields {known}."
-        raise ArgumentError(msg) from error
+def make_options(cls: type[Options], given: Mapping[str, Any]) -> Options:
+    """Options of keywords.
+
+    Raises:
+        ArgumentError: If ``cls`` has no field of such a name; the message lists those it has. Or if a value cannot work.
+    """
+    known = [field.name for field in dataclasses.fields(cls)]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        msg = f"Unknown {', '.join(map(repr, unknown))}: {cls.__name__} has the fields {', '.join(known)}."
+        raise ArgumentError(msg)
+    return cls(**given)
 
 
 def as_options(cls: type[Options], given: Options | Mapping[str, Any] | None, argument: str) -> Options:
@@ -82,8 +84,7 @@ def as_options(cls: type[Options], given: Options | Mapping[str, Any] | None, ar
     if not isinstance(given, Mapping):
         msg = f"{argument}={given!r} must be a mapping from argument to value, or {cls.__name__}(...)."
         raise ArgumentError(msg)
-    with naming_fields(cls):
-        return cls(**given)
+    return make_options(cls, given)
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - any value of an argument
@@ -99,9 +100,32 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - any value of an argument
 
 def check_smoothing(sigma: float | None) -> None:
     """Raise ``ArgumentError`` if ``sigma`` is no width of a Gaussian in pixels; 0 is for no smoothing."""
-    if sigma is not None and not 0 <= sigma <= LARGEST_SIGMA:
+    if sigma is not None and not (is_number(sigma) and 0 <= sigma <= LARGEST_SIGMA):
         msg = f"sigma={sigma!r} must be a number of pixels from 0 (no smoothing) to {LARGEST_SIGMA:g}."
         raise ArgumentError(msg)
+
+
+def check_layers(layers: Sequence[int] | None, depth: int | None = None) -> tuple[int, ...] | None:
+    """Blocks whose tokens are compared, each once, ascending; ``None``, for the default, stays ``None``.
+
+    Args:
+        layers: The user's argument.
+        depth: Blocks of the image tower, where it is known.
+
+    Raises:
+        ArgumentError: If these are no blocks of it.
+    """
+    if layers is None:
+        return None
+    tower = "the image tower" if depth is None else f"the image tower, which has blocks 1 to {depth}"
+    check_list("layers", layers, f"at least one block of {tower}")
+    for index, layer in enumerate(layers):
+        check_whole_number(f"layers[{index}]", layer, 1)
+    outside = [layer for layer in layers if depth is not None and layer > depth]
+    if outside:
+        msg = f"layers={list(layers)}: {outside} is outside {tower}."
+        raise ArgumentError(msg)
+    return tuple(sorted(set(layers)))
 
 
 def combine_image_score(kind: str, score: Tensor, anomaly_map: Tensor) -> Tensor:

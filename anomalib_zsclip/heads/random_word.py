@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from anomalib_zsclip.clip import BlockRange, ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.clip.text_cache import embed_texts
-from anomalib_zsclip.errors import ArgumentError, check_whole_number
+from anomalib_zsclip.errors import ArgumentError, check_list, check_whole_number, is_number
 from anomalib_zsclip.prompts.random_words import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, random_word_prompts
 
 from .base import Head, HeadOutput
 from .maps import tokens_to_grid, upsample_and_smooth
-from .options import HeadOptions, Recipe, combine_image_score, naming_fields, plain
+from .options import HeadOptions, Recipe, combine_image_score, make_options, plain
 
 logger = logging.getLogger(__name__)
 
@@ -88,17 +88,17 @@ class RandomWordOptions(HeadOptions):
         if self.centering not in ("none", "text"):
             msg = f"centering={self.centering!r} must be 'none' or 'text'."
             raise ArgumentError(msg)
-        if not 0 <= self.text_noise < float("inf"):
+        if not is_number(self.text_noise) or self.text_noise < 0:
             msg = f"text_noise={self.text_noise!r} must be 0 or a positive finite number."
             raise ArgumentError(msg)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             msg = f"seed={self.seed!r} must be a whole number."
             raise ArgumentError(msg)
-        for name in ("hidden", "stride", "window_chunk"):
+        for name in ("prompts_per_class", "hidden", "stride", "window_chunk"):
             check_whole_number(name, getattr(self, name), 1)
-        if not self.scales or any(not isinstance(scale, int) or scale < 1 for scale in self.scales):
-            msg = f"scales={self.scales!r} must be a list of at least one side of a window in patches."
-            raise ArgumentError(msg)
+        check_list("scales", self.scales, "at least one side of a window in patches")
+        for index, scale in enumerate(self.scales):
+            check_whole_number(f"scales[{index}]", scale, 1)
         pair = self.blocks is None or (isinstance(self.blocks, tuple) and len(self.blocks) == 2)
         if not pair or not all(isinstance(block, int) for block in self.blocks or ()):
             msg = f"blocks={self.blocks!r} must be the first and the last block of a sum, such as (10, 12)."
@@ -145,8 +145,7 @@ class RandomWordHead(Head):
 
     def __init__(self, embed_dim: int, **options: Any) -> None:  # noqa: ANN401
         super().__init__()
-        with naming_fields(RandomWordOptions):
-            self.options = RandomWordOptions(**options)
+        self.options = make_options(RandomWordOptions, options)
         self.options.prompts()  # Phrases that cannot work show themselves here, not at set-up.
         self.network = self._make_network(embed_dim)
         self.register_buffer("center", torch.zeros(embed_dim))

@@ -14,13 +14,13 @@ from torch import Tensor
 from anomalib_zsclip.clip import BlockRange, ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.clip.precision import full_precision
 from anomalib_zsclip.clip.text_cache import embed_texts
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import check_path
 from anomalib_zsclip.prompts import representative_vector, state_sentences
 from anomalib_zsclip.prompts.representative import check_rvs
 
 from .base import Head, HeadOutput
 from .maps import tokens_to_grid, upsample, upsample_and_smooth
-from .options import HeadOptions, Recipe, combine_image_score, naming_fields
+from .options import HeadOptions, Recipe, check_layers, combine_image_score, make_options
 
 LOGIT_SCALE = 100.0
 STAGES = 4
@@ -77,6 +77,7 @@ class SdpOptions(HeadOptions):
         """Refuse values that cannot work."""
         super().__post_init__()
         check_rvs(self.rvs, self.rvs_params or {})
+        check_path("prompts", self.prompts)
         self.sentences("object")  # A wrong domain or file shows itself here, not at set-up.
 
     def sentences(self, class_name: str) -> tuple[list[str], list[str]]:
@@ -100,8 +101,7 @@ class SdpHead(Head):
 
     def __init__(self, backbone: ClipBackbone, **options: Any) -> None:  # noqa: ANN401
         super().__init__()
-        with naming_fields(SdpOptions):
-            self.options = SdpOptions(**options)
+        self.options = make_options(SdpOptions, options)
         self.depth = backbone.layers
         check_layers(self.options.layers, self.depth)
         self.register_buffer("text_features", torch.zeros(backbone.embed_dim, 2))
@@ -109,7 +109,7 @@ class SdpHead(Head):
     @property
     def layers(self) -> tuple[int, ...]:
         """Blocks whose tokens are compared, ascending."""
-        return check_layers(self.options.layers, self.depth)
+        return compared_layers(self.options, self.depth)
 
     def recipe(self, class_name: str) -> Recipe:
         """The sentences, by their content, and how they become one vector; see :class:`Head`."""
@@ -248,19 +248,10 @@ def anomaly_probability(cosines: Tensor) -> Tensor:
     return torch.sigmoid(LOGIT_SCALE * (cosines[..., 1] - cosines[..., 0]))
 
 
-def check_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
-    """Blocks whose tokens are compared, ascending, in a tower of ``depth`` blocks; ``None`` for :func:`default_layers`.
+def compared_layers(options: SdpOptions, depth: int) -> tuple[int, ...]:
+    """Blocks whose tokens are compared, ascending, in a tower of ``depth`` blocks.
 
     Raises:
-        ArgumentError: If these are no blocks of it.
+        ArgumentError: If ``options.layers`` are no blocks of it.
     """
-    if layers is None:
-        return default_layers(depth)
-    listed = isinstance(layers, Sequence) and len(layers) > 0
-    if not listed or any(not isinstance(layer, int) or not 1 <= layer <= depth for layer in layers):
-        layers = list(layers) if isinstance(layers, Sequence) else layers
-        msg = (
-            f"layers={layers!r} must be a list of at least one block of the image tower, which has blocks 1 to {depth}."
-        )
-        raise ArgumentError(msg)
-    return tuple(sorted(set(layers)))
+    return check_layers(options.layers, depth) or default_layers(depth)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.clip.precision import full_precision
-from anomalib_zsclip.errors import ArgumentError, CheckpointError
+from anomalib_zsclip.errors import ArgumentError, CheckpointError, is_number
 
 from .base import HeadOutput, LearnableHead
 from .linear_layers import PREFIX, check_linear_layers, read_linear_layers
 from .losses import dice_loss, focal_loss
 from .maps import smooth, tokens_to_grid, upsample
 from .options import Recipe, combine_image_score
-from .sdp import LOGIT_SCALE, SdpHead, SdpOptions, check_layers
+from .sdp import LOGIT_SCALE, SdpHead, SdpOptions, compared_layers
 
 
 class SdpPlusRaw(NamedTuple):
@@ -57,7 +57,7 @@ class SdpPlusHead(LearnableHead):
 
     def __init__(self, sdp: SdpHead, backbone: ClipBackbone, learning_rate: float = 1e-4) -> None:
         super().__init__()
-        if not 0 < learning_rate < float("inf"):
+        if not is_number(learning_rate) or learning_rate <= 0:
             msg = f"learning_rate={learning_rate!r} must be positive and finite; the paper's is 1e-4."
             raise ArgumentError(msg)
         self.sdp = sdp
@@ -79,7 +79,7 @@ class SdpPlusHead(LearnableHead):
 
     @options.setter
     def options(self, options: SdpOptions) -> None:
-        if check_layers(options.layers, self.sdp.depth) != self.sdp.layers:
+        if compared_layers(options, self.sdp.depth) != self.sdp.layers:
             own = list(self.sdp.layers)
             msg = f"The linear layers belong to layers={own}: make a new head for layers={options.layers}."
             raise ArgumentError(msg)

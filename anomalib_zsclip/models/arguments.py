@@ -39,8 +39,9 @@ def resolve_size(image_size: int | Sequence[int] | None, backbone: ClipBackbone)
     """
     if image_size is None:
         return (backbone.default_size, backbone.default_size)
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or not all(isinstance(side, int) and side >= backbone.patch_size for side in size):
+    size = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
+    whole = all(isinstance(side, int) and not isinstance(side, bool) and side >= backbone.patch_size for side in size)
+    if len(size) != 2 or not whole:
         msg = (
             f"image_size={image_size!r} must be a side or (height, width) of at least one patch of "
             f"{backbone.patch_size} pixels."

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from anomalib_zsclip.clip import ImageFeatures
-from anomalib_zsclip.errors import ArgumentError, CheckpointError
+from anomalib_zsclip.errors import ArgumentError, CheckpointError, is_number
 from anomalib_zsclip.heads.base import HeadOutput
 from anomalib_zsclip.heads.explanation import Evidence
 from anomalib_zsclip.heads.memory_bank import distinct_images
@@ -62,7 +62,8 @@ def refuse_without_unlabelled(unlabelled: int | str, **arguments: object) -> Non
     Raises:
         ArgumentError: If one of them is given and ``unlabelled`` is 0.
     """
-    idle = [f"{name}={str(value)!r}" for name, value in arguments.items() if value is not None]
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
+    idle = [f"{name}={value!r}" for name, value in given.items() if value is not None]
     if idle and not unlabelled:
         msg = f"{' and '.join(idle)} has no effect with unlabelled=0. Give unlabelled=48 as well, or 'all', or leave it out."
         raise ArgumentError(msg)
@@ -74,7 +75,7 @@ def check_expected_defects(value: float) -> float:
     Raises:
         ArgumentError: If it is not in [0, 0.5): most parts must be good for the folder to judge itself.
     """
-    if not isinstance(value, bool) and isinstance(value, (int, float)) and 0 <= value < 0.5:
+    if is_number(value) and 0 <= value < 0.5:
         return float(value)
     msg = f"expected_defects={value!r} must be a share of the parts, at least 0 and below 0.5."
     raise ArgumentError(msg)

@@ -23,7 +23,7 @@ from anomalib_zsclip.benchmark import PapersEvaluator
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.clip.archives import check_archive
 from anomalib_zsclip.clip.published import OPENAI_MEAN, OPENAI_STD
-from anomalib_zsclip.errors import ArgumentError, CheckpointError, ZsClipError, check_whole_number
+from anomalib_zsclip.errors import ArgumentError, CheckpointError, ZsClipError, check_path, check_whole_number
 from anomalib_zsclip.heads.base import Head
 from anomalib_zsclip.images import DEFAULT_RULES, ClipPreProcessor, OneByOne, ReadAhead, ReadingRules, UnreadableImages
 from anomalib_zsclip.images.input_check import check_images
@@ -149,6 +149,7 @@ class ZeroShotMixin(TilesMixin, ExportMixin):
         if class_name is not None and not isinstance(class_name, str):
             msg = f"class_name={class_name!r} must be a text: what the images show."
             raise ArgumentError(msg)
+        check_path("normal_dir", normal_dir)
         check_whole_number("k_shot", k_shot, 0)
         check_whole_number("normal_images", normal_images, 1)
         self.model = ZeroShotModel(backbone, heads, **model_arguments)

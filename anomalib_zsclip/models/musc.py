@@ -11,6 +11,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib.visualization import Visualizer
 from torch import nn
 
+from anomalib_zsclip.errors import check_path
 from anomalib_zsclip.heads.memory_bank import PublishedBank
 from anomalib_zsclip.heads.mutual_scoring import MutualScoring
 from anomalib_zsclip.images.reading import MAX_PIXELS, ReadingRules
@@ -128,6 +129,7 @@ class MuSc(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin nar
     ) -> None:
         super().__init__(pre_processor, post_processor, resolve_evaluator(evaluator), visualizer)
         clip = read_backbone_arguments(backbone, pretrained, BACKBONE, "bicubic_plain")
+        check_path("unlabelled_dir", unlabelled_dir)
         self.unlabelled, self.unlabelled_dir = check_unlabelled(unlabelled, least=1), unlabelled_dir
         self.expected_defects = check_expected_defects(expected_defects)
         views = Views.of(tiles, max_tiles, tile_share, view_chunk)

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.clip.downloads import obtain
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, check_path
 from anomalib_zsclip.heads.published_weights import (
     DATA_MODULES,
     PUBLISHED,
@@ -44,9 +44,11 @@ def take_published(
         A file, or ``None``; and the choice of published weights by head, which :func:`bring_published` loads.
 
     Raises:
-        ArgumentError: If they belong to another backbone, or a head that learns shall wait for its data.
+        ArgumentError: If the value is no path, they belong to another backbone, or a head that learns shall wait for its
+            data.
         CheckpointError: If no file is there or can be downloaded.
     """
+    check_path(argument, value)
     if not is_published(value):
         return value, {}
     choice = str(value)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.clip.precision import full_precision
-from anomalib_zsclip.errors import ArgumentError, check_share
+from anomalib_zsclip.errors import ArgumentError, check_share, is_number
 from anomalib_zsclip.heads.base import Head, HeadOutput
 from anomalib_zsclip.heads.explanation import DefectNamer
 from anomalib_zsclip.heads.memory_bank import MemoryBank
@@ -226,8 +226,8 @@ def _normalized(weights: Mapping[str, float] | None, names: list[str]) -> dict[s
     """Weights of the heads, adding up to one."""
     if weights is None or not names:
         return dict.fromkeys(names, 1 / max(len(names), 1))
-    own = {name: float(weights.get(name, 0.0)) for name in names}
-    if not all(0 <= value < float("inf") for value in own.values()) or sum(own.values()) <= 0:
+    own = {name: weights.get(name, 0.0) for name in names}
+    if not all(is_number(value) and value >= 0 for value in own.values()) or sum(own.values()) <= 0:
         msg = f"weights={dict(weights)} must give finite weights >= 0, not all 0, to the heads {', '.join(names)}."
         raise ArgumentError(msg)
     return {name: value / sum(own.values()) for name, value in own.items()}

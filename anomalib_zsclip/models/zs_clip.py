@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import nn
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.clip.architectures import BUILTIN
 from anomalib_zsclip.clip.loading import shipped_head
-from anomalib_zsclip.errors import ArgumentError, CheckpointError
+from anomalib_zsclip.errors import ArgumentError, CheckpointError, check_list, check_path
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead, AnomalyClipOptions
 from anomalib_zsclip.heads.base import Head
 from anomalib_zsclip.heads.crane import CraneHead, CraneOptions
@@ -31,6 +30,7 @@ from anomalib_zsclip.heads.sdp import SdpHead, SdpOptions
 from anomalib_zsclip.heads.sdp_plus import SdpPlusHead
 from anomalib_zsclip.images.reading import MAX_PIXELS, ReadingRules
 from anomalib_zsclip.images.tiling import MAX_TILES, Tiles
+from anomalib_zsclip.outputs.post_processing import false_alarms_of
 from anomalib_zsclip.outputs.regions import DEFAULT_MIN_REGION
 from anomalib_zsclip.outputs.thresholds import DEFAULT_EXPECTED_DEFECTS, DEFAULT_FALSE_ALARMS
 
@@ -177,10 +177,7 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
     ) -> None:
         super().__init__(pre_processor, post_processor, resolve_evaluator(evaluator), visualizer)
         if normal_quantile is not None:
-            warnings.warn(
-                "normal_quantile is deprecated: use false_alarms = 1 - normal_quantile.", DeprecationWarning, 2
-            )
-            false_alarms = 1 - normal_quantile
+            false_alarms = false_alarms_of(normal_quantile)
         names = _head_names(heads)
         clip = read_backbone_arguments(backbone, pretrained, BACKBONE, "bicubic")
         self.adopts_heads = heads is None
@@ -214,6 +211,7 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         if absent:
             logger.info("Heads without weights for the backbone %r are left out: %s.", clip.name, ", ".join(absent))
         made = {name: self._make_head(name, clip, files.get(name)) for name in names if name not in absent}
+        check_path("unlabelled_dir", unlabelled_dir)
         self.unlabelled, self.unlabelled_dir = check_unlabelled(unlabelled), unlabelled_dir
         refuse_without_unlabelled(self.unlabelled, unlabelled_dir=unlabelled_dir, mutual_share=mutual_share)
         self.expected_defects = check_expected_defects(expected_defects)
@@ -315,9 +313,7 @@ def _head_weights(weights: Mapping[str, float] | None) -> dict[str, float] | Non
 def _head_names(heads: Sequence[str] | None) -> list[str]:
     if heads is None:
         return list(HEADS)
-    if isinstance(heads, str) or not heads:
-        msg = f"heads={heads!r} must be a list of at least one of {', '.join(HEADS)}."
-        raise ArgumentError(msg)
+    check_list("heads", heads, f"at least one of {', '.join(HEADS)}")
     return list(dict.fromkeys(_head_name(name) for name in heads))
 
 

@@ -12,7 +12,7 @@ from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, check_share, is_number
 
 from .thresholds import DEFAULT_FALSE_ALARMS, threshold_from_folder, threshold_from_normal
 
@@ -87,10 +87,7 @@ class MonotonePostProcessor(DynamicBufferMixin, PostProcessor):
     ) -> None:
         super().__init__(**kwargs)
         if normal_quantile is not None:
-            warnings.warn(
-                "normal_quantile is deprecated: use false_alarms = 1 - normal_quantile.", DeprecationWarning, 2
-            )
-            false_alarms = 1 - normal_quantile
+            false_alarms = false_alarms_of(normal_quantile)
         self.false_alarms = check_false_alarms(false_alarms)
         self.given_threshold = check_threshold("threshold", threshold)
         self.given_pixel_threshold = check_threshold("pixel_threshold", pixel_threshold)
@@ -313,10 +310,21 @@ def check_threshold(name: str, value: float | None) -> float | None:
     Raises:
         ArgumentError: If it is not in [0, 1], where scores are.
     """
-    if value is None or (not isinstance(value, bool) and isinstance(value, (int, float)) and 0 <= value <= 1):
+    if value is None or (is_number(value) and 0 <= value <= 1):
         return None if value is None else float(value)
     msg = f"{name}={value!r} must be a number from 0 to 1, as the scores in predictions.csv are."
     raise ArgumentError(msg)
+
+
+def false_alarms_of(normal_quantile: float) -> float:
+    """``false_alarms`` in place of the argument that it was once, with a warning to those who call the caller.
+
+    Raises:
+        ArgumentError: If it is no number between 0 and 1.
+    """
+    warnings.warn("normal_quantile is deprecated: use false_alarms = 1 - normal_quantile.", DeprecationWarning, 3)
+    check_share("normal_quantile", normal_quantile)
+    return 1 - normal_quantile
 
 
 def check_false_alarms(value: float) -> float:
@@ -325,7 +333,7 @@ def check_false_alarms(value: float) -> float:
     Raises:
         ArgumentError: If it is not in [0, 1).
     """
-    if not isinstance(value, bool) and isinstance(value, (int, float)) and 0 <= value < 1:
+    if is_number(value) and 0 <= value < 1:
         return float(value)
     msg = f"false_alarms={value!r} must be a share of good parts, at least 0 and below 1."
     raise ArgumentError(msg)

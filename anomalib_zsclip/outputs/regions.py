@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags
 from scipy import ndimage
 
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, is_number
 from anomalib_zsclip.images.reading import open_unlimited
 
 DEFAULT_MIN_REGION = 5e-4
@@ -91,7 +91,7 @@ def check_min_region(value: float) -> float:
     Raises:
         ArgumentError: If it is not in [0, 1).
     """
-    if not isinstance(value, bool) and isinstance(value, (int, float)) and 0 <= value < 1:
+    if is_number(value) and 0 <= value < 1:
         return float(value)
     msg = f"min_region={value!r} must be a share of the picture, at least 0 and below 1: 0.001 is a thousandth of it."
     raise ArgumentError(msg)

@@ -6,7 +6,7 @@ import random
 import string
 from collections.abc import Sequence
 
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, check_list, check_whole_number
 
 NORMAL_STATES = ("{}", "flawless {}", "perfect {}", "unblemished {}", "normal {}", "undamaged {}", "intact {}",
                  "{} without flaw", "{} without defect", "{} without damage", "{} in good condition")  # fmt: skip
@@ -56,7 +56,10 @@ def random_word_prompts(
         msg = f"count={count} prompts per class: give a number from 1 to 1,000,000."
         raise ArgumentError(msg)
     for name, bounds in (("words", words), ("letters", letters)):
-        if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1] <= 64:
+        check_list(name, bounds, "two whole numbers, the fewest and the most, from 1 to 64", least=2)
+        for index, bound in enumerate(bounds):
+            check_whole_number(f"{name}[{index}]", bound, 1)
+        if len(bounds) != 2 or not bounds[0] <= bounds[1] <= 64:
             msg = f"{name}={bounds!r}: give the fewest and the most, from 1 to 64."
             raise ArgumentError(msg)
     phrase_lists = {"normal_states": normal_states, "anomalous_states": anomalous_states, "templates": templates}
@@ -75,9 +78,7 @@ def random_word_prompts(
 
 def check_phrases(name: str, phrases: Sequence[str]) -> None:
     """Raise ``ArgumentError`` if there are no phrases or one has not exactly one ``{}``."""
-    if isinstance(phrases, str) or not phrases:
-        msg = f"{name}={phrases!r}: give a list of at least one phrase."
-        raise ArgumentError(msg)
+    check_list(name, phrases, "at least one phrase")
     for phrase in phrases:
         if not isinstance(phrase, str) or phrase.count("{}") != 1 or set(phrase.replace("{}", "")) & set("{}"):
             msg = f"{name}: the phrase {phrase!r} must have exactly one {{}}, where the name goes."

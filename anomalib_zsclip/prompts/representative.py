@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sklearn.cluster import DBSCAN, MeanShift
 from torch import Tensor
 
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, is_number
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def check_rvs(method: str, params: Mapping[str, float]) -> dict[str, float]:
         if key not in known:
             msg = f"rvs={method!r} has no parameter {key!r}; its parameters: {', '.join(known) or 'none'}."
             raise ArgumentError(msg)
-        if not 1e-6 <= value < float("inf"):
+        if not is_number(value) or value < 1e-6:
             msg = f"{key}={value!r} of rvs={method!r} must be positive; the paper's value is {known[key]}."
             raise ArgumentError(msg)
     return {**known, **params}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import itertools
 import json
@@ -10,6 +11,7 @@ import pickle
 import random
 import zipfile
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,14 +29,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from anomalib_zsclip import AnomalyClip, ClipAd, ClipBackbone, RandomWordClip, ZsClip
+from anomalib_zsclip import AnomalyClip, ClipAd, ClipBackbone, MuSc, RandomWordClip, ZsClip
 from anomalib_zsclip.clip.architectures import build_model
 from anomalib_zsclip.clip.weight_files import read_weights
 from anomalib_zsclip.errors import ArgumentError, BackboneError, CheckpointError, ImageReadError, ZsClipError
 from anomalib_zsclip.heads import random_word
+from anomalib_zsclip.heads.anomaly_clip import AnomalyClipOptions
 from anomalib_zsclip.heads.memory_bank import MemoryBank
-from anomalib_zsclip.heads.random_word import RandomWordHead
-from anomalib_zsclip.heads.sdp import SdpHead
+from anomalib_zsclip.heads.random_word import RandomWordHead, RandomWordOptions
+from anomalib_zsclip.heads.sdp import SdpHead, SdpOptions
 from anomalib_zsclip.images.checks import UNREADABLE
 from anomalib_zsclip.prompts.ensembles import state_sentences
 from anomalib_zsclip.prompts.learned import load_prompts
@@ -556,6 +559,49 @@ def test_memory_takes_a_share_of_normal_patches_alone() -> None:
     for quantile in (0, 1, float("nan"), -1):
         with pytest.raises(ArgumentError, match="quantile"):
             MemoryBank(quantile=quantile)
+
+
+# ---------------------------------------------------------------------- arguments of the wrong kind, from Python
+MODELS = [ZsClip, RandomWordClip, ClipAd, AnomalyClip, MuSc]
+OTHERS = ("self", "backbone", "pretrained", "pre_processor", "post_processor", "evaluator", "visualizer")
+"""Arguments that have checks and tests of their own, or are objects of anomalib's."""
+OPTIONS = {RandomWordClip: RandomWordOptions, ClipAd: SdpOptions, AnomalyClip: AnomalyClipOptions}
+
+
+def arguments_of(model: type[AnomalibModule]) -> list[str]:
+    """All arguments of a model, those of its head among them."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    own = [name for name, found in inspect.signature(model.__init__).parameters.items() if found.kind in kinds]
+    options = fields(OPTIONS[model]) if model in OPTIONS else ()
+    return [name for name in dict.fromkeys([*own, *(field.name for field in options)]) if name not in OTHERS]
+
+
+@pytest.fixture(scope="module")
+def builtin() -> ClipBackbone:
+    return ClipBackbone.load("builtin")
+
+
+def refusal(model: type[AnomalibModule], values: dict[str, Any]) -> str | None:
+    """What a model says to these values, or nothing."""
+    unlabelled = {"unlabelled": 8} if model in (ZsClip, MuSc) else {}
+    try:
+        model(**{"backbone": "builtin"} | unlabelled | values)
+    except ZsClipError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.filterwarnings("ignore:normal_quantile is deprecated")
+@pytest.mark.parametrize("value", [3.7, "many", object()], ids=["number", "text", "object"])
+@pytest.mark.parametrize("model", MODELS)
+def test_an_argument_of_the_wrong_kind_is_refused_in_our_words(
+    model: type[AnomalibModule], value: object, builtin: ClipBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClipBackbone, "load", lambda *_, **__: builtin)  # once is enough
+    said = {name: refusal(model, {name: value}) for name in arguments_of(model)}
+    refused = {name: message for name, message in said.items() if message is not None}
+    assert [name for name, message in refused.items() if name not in message and str(value) not in message] == []
+    assert len(refused) > 10
 
 
 # ---------------------------------------------------------------------- configuration files

@@ -286,7 +286,7 @@ def test_wrong_numbers_of_references(value: object) -> None:
 @pytest.mark.parametrize("argument", [{"unlabelled_dir": "last_week"}, {"mutual_share": 0.0}])
 def test_how_to_compare_is_refused_where_nothing_is_compared(argument: dict[str, object]) -> None:
     name, value = next(iter(argument.items()))
-    with pytest.raises(ArgumentError, match=f"{name}='{value}' has no effect with unlabelled=0.*unlabelled=48"):
+    with pytest.raises(ArgumentError, match=f"{name}={value!r} has no effect with unlabelled=0.*unlabelled=48"):
         ZsClip(backbone="builtin", heads=["sdp"], **argument)  # type: ignore[arg-type]
     refuse_without_unlabelled("all", **argument)
     refuse_without_unlabelled(8, **argument)

@@ -52,7 +52,7 @@ def test_prompts_are_deterministic_and_of_the_asked_form() -> None:
         ({"words": (2, 1)}, "words"),
         ({"letters": (0, 3)}, "letters"),
         ({"normal_states": []}, "at least one phrase"),
-        ({"anomalous_states": "damaged {}"}, "give a list"),
+        ({"anomalous_states": "damaged {}"}, "must be a list"),
         ({"templates": ["a photo"]}, "exactly one {}"),
         ({"templates": ["{} and {}"]}, "exactly one {}"),
         ({"templates": ["a {name} {}"]}, "exactly one {}"),

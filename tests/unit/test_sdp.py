@@ -266,7 +266,8 @@ def test_another_class_name_compiles_other_text() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layers": [0, 4]}, "blocks 1 to 8"),
+        ({"layers": [0, 4]}, r"layers\[0\]=0"),
+        ({"layers": [4, 9]}, "blocks 1 to 8"),
         ({"layers": [9]}, r"layers=\[9\]"),
         ({"layers": []}, "at least one block"),
         ({"layers": 4}, "layers=4 must be a list"),

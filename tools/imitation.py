@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from teacher_pairs import GRIDS, PATCH, PER_FILE, Shard, file_of, grid_of, read_rows
 from torch import Tensor, nn
 
@@ -32,11 +33,13 @@ class PairFeed:
         families: the trainer's names of families; batches hold positions in this list.
         kinds: the same of the defects.
         window: files to choose from.
+        left_out: families whose pairs are passed over.
     """
 
     def __init__(
-        self, folder: Path, count: int, seed: int, families: list[str], kinds: list[str], window: int = WINDOW
-    ) -> None:
+        self, folder: Path, count: int, seed: int, families: list[str], kinds: list[str], window: int = WINDOW,
+        left_out: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         self.folder, self.seed, self.window, self.every = folder, seed, window, plan["every"]
         self.files = count // PER_FILE
@@ -47,6 +50,7 @@ class PairFeed:
         ]
         self.grids = [grid_of(plan["seed"], n, dict(plan["grids"])) for n in range(self.files)]
         self.shares = dict(plan["grids"]) or GRIDS
+        self._left_out = [plan["families"].index(name) for name in left_out]
         self.waited, self.used = 0.0, 0
 
     def entitled(self, progress: float) -> range:
@@ -77,19 +81,29 @@ class PairFeed:
         parts = []
         for number, rows in zip(chosen, np.array_split(np.arange(count), len(chosen)), strict=True):
             if len(rows):
-                parts.append(self._read(int(number), sorted(rng.choice(PER_FILE, len(rows), replace=False).tolist())))
+                path = self._wait_for(int(number))
+                parts.append(read_rows(path, sorted(rng.choice(self._rows(path), len(rows), replace=False).tolist())))
         self.used += count
         images, cover, meta, tokens = self._join(parts, grid, rng)
         families, kinds = self._places
         return images, cover, np.stack([families[meta[:, 0]], kinds[meta[:, 1]]], 1), tokens
 
-    def _read(self, number: int, rows: list[int]) -> Shard:
+    def _rows(self, path: Path) -> np.ndarray:
+        """Pairs of a file to choose from."""
+        rows = np.arange(PER_FILE)
+        if not self._left_out:
+            return rows
+        with safe_open(str(path), "pt") as file:
+            families = file.get_tensor("meta")[:, 0].numpy()
+        return rows[~np.isin(families, self._left_out)]
+
+    def _wait_for(self, number: int) -> Path:
         path = file_of(self.folder, number)
         began = time.time()
         while not path.exists():
             time.sleep(0.05)
         self.waited += time.time() - began
-        return read_rows(path, rows)
+        return path
 
     @staticmethod
     def _join(

@@ -68,6 +68,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
 STOP_AFTER = 0  # steps after which this process ends as if it had been stopped; 0: none
 # What can be left out to see what it is worth, and the terms of the loss that go with it.
 PARTS = {"patches": re.compile(r"block|refined|stage|layer|\w+_patch"), "twins": re.compile(r"pair|.* twin")}
+SURFACES_PART = "surfaces"  # the same for the pairs on photographs; no term of the loss goes with them
 CURRICULUM = 12_000  # pairs in which the weakest defects become weaker
 ANCHORS_FROM, ANCHOR_SCALE = 0.45, 20.0  # share of the schedule after which kinds have anchors; their logit scale
 
@@ -826,7 +827,8 @@ def open_pairs(args: argparse.Namespace, used: int) -> PairFeed:
         if args.held_out_photographs
         else gen.Family(PHOTOGRAPH, "texture", SURFACES, draw=None)
     )
-    feed = PairFeed(args.pairs, args.pair_count, args.seed, FAMILIES, KINDS)
+    left_out = (PHOTOGRAPH,) if SURFACES_PART in args.without else ()
+    feed = PairFeed(args.pairs, args.pair_count, args.seed, FAMILIES, KINDS, left_out=left_out)
     feed.used = used
     return feed
 
@@ -893,9 +895,9 @@ def main() -> None:
         "default: 64 to 160 px, more of the larger ones later",
     )  # fmt: skip
     parser.add_argument(
-        "--without", choices=list(PARTS), nargs="*", default=[],
+        "--without", choices=[*PARTS, SURFACES_PART], nargs="*", default=[],
         help="leave out, to see what it is worth: all terms that look at patches; the good twin of a defective picture "
-        "(another product of the family takes its place)",
+        "(another product of the family takes its place); the pairs on photographs of surfaces",
     )  # fmt: skip
     parser.add_argument("--pairs", type=Path, help="folder of teacher_pairs.py to take the pictures from")
     parser.add_argument(
@@ -1025,7 +1027,8 @@ def main() -> None:
             model, texts, batch, cover, meta, rng, dtype, values, kinds, anchored, args.relit, layers,
             imitation, tokens, args.imitation_weight, alone,
         )  # fmt: skip
-        terms = {name: v for name, v in terms.items() if not any(PARTS[part].match(name) for part in args.without)}
+        unwanted = [PARTS[part] for part in args.without if part in PARTS]
+        terms = {name: v for name, v in terms.items() if not any(part.match(name) for part in unwanted)}
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         sum(terms.values()).backward()

@@ -184,6 +184,15 @@ def test_batches_mirror_the_tokens_with_the_pictures(pairs: Path) -> None:
         assert (meta == again[2]).all()
 
 
+def test_families_can_be_left_out(pairs: Path) -> None:
+    _, _, meta, _ = feed(pairs).batch(0, 0.0, {48: 12}, taught=False)
+    drawn = teacher_pairs.FAMILIES[int(meta[0, 0])]
+    others = PairFeed(pairs, 6 * 32, 0, teacher_pairs.FAMILIES, teacher_pairs.KINDS, window=4, left_out=(drawn,))
+    for step in range(6):
+        _, _, meta, _ = others.batch(step, 0.0, {48: 12}, taught=False)
+        assert drawn not in [teacher_pairs.FAMILIES[family] for family in meta[:, 0]]
+
+
 def test_the_window_of_files_moves_on_with_the_schedule(pairs: Path) -> None:
     reader = feed(pairs)
     assert reader.entitled(0.0) == range(4)

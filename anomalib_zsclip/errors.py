@@ -44,7 +44,10 @@ class ArgumentError(ZsClipError, ValueError):
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether this is a finite number, and no truth value."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond the range of floats
+        return False
 
 
 def check_share(name: str, value: object) -> None:

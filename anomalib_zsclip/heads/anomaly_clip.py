@@ -17,7 +17,7 @@ from anomalib_zsclip.prompts.learned import ANOMALY_CLIP
 
 from .base import HeadOutput
 from .learned_prompts import LearnedPromptsHead, LearnedPromptsOptions, first_dual_block, require
-from .options import check_layers, combine_image_score, make_options
+from .options import check_fields, check_layers, combine_image_score
 from .two_sentences import class_probabilities, image_loss, map_losses, summed_map
 
 BUILTIN_PROMPTS = loading.BUILTIN_FOLDER / "anomaly_clip_prompts.safetensors"
@@ -78,7 +78,8 @@ class AnomalyClipHead(LearnedPromptsHead):
     options: AnomalyClipOptions
 
     def __init__(self, prompts: str | Path | None = None, *, learn: bool = False, **options: Any) -> None:  # noqa: ANN401
-        super().__init__(make_options(AnomalyClipOptions, options), prompts, learn=learn)
+        check_fields(AnomalyClipOptions, options)
+        super().__init__(AnomalyClipOptions(**options), prompts, learn=learn)
 
     @property
     def shipped_prompts(self) -> Path:

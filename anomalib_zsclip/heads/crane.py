@@ -24,7 +24,7 @@ from .base import HeadOutput
 from .learned_prompts import LearnedPromptsHead, LearnedPromptsOptions, first_dual_block, require
 from .losses import dice_loss, focal_loss
 from .maps import smooth, tokens_to_grid, upsample, upsample_and_smooth
-from .options import combine_image_score, make_options
+from .options import check_fields, combine_image_score
 from .two_sentences import class_logits
 
 BUILTIN_PROMPTS = loading.BUILTIN_FOLDER / "crane_prompts.safetensors"
@@ -104,7 +104,8 @@ class CraneHead(LearnedPromptsHead):
     options: CraneOptions
 
     def __init__(self, prompts: str | Path | None = None, *, learn: bool = False, **options: Any) -> None:  # noqa: ANN401
-        super().__init__(make_options(CraneOptions, options), prompts, learn=learn)
+        check_fields(CraneOptions, options)
+        super().__init__(CraneOptions(**options), prompts, learn=learn)
 
     @property
     def shipped_prompts(self) -> Path:

@@ -72,7 +72,7 @@ class MemoryBank(DynamicBufferMixin):
             raise ArgumentError(msg)
         check_list("scales", scales, "sides of windows in patches (degrees of MuSc)")
         for index, side in enumerate(scales):
-            check_whole_number(f"scales[{index}]", side, 1)
+            check_whole_number(f"scales[{index}] (degrees of MuSc)", side, 1)
             if side % 2 == 0:
                 msg = f"scales={list(scales)} (degrees of MuSc): {side} must be odd, so that a window has a middle."
                 raise ArgumentError(msg)

@@ -72,6 +72,7 @@ class MutualScoring(DynamicBufferMixin):
 
     Attributes:
         suits: Whether the folder that was last looked at fits together.
+        misfit: How badly it does, as :func:`misfit` counts it.
     """
 
     scale: Tensor
@@ -91,6 +92,7 @@ class MutualScoring(DynamicBufferMixin):
         self.share = share
         self.windows = tuple(windows)
         self.suits = True  # whether the folder fits together, as far as its own scores tell
+        self.misfit: tuple[float, ...] = ()
         self.register_buffer("scale", torch.empty(0))  # [score | map, text | mutual, median | spread]
         self.register_buffer("fitted_share", torch.tensor(1.0))
         self.register_buffer("raw_scores", torch.empty(0))
@@ -133,7 +135,8 @@ class MutualScoring(DynamicBufferMixin):
         """
         mutual = self.published(folder.patches, folder.grid, size)
         images = len(folder.embeddings)
-        suggested = folder_share(folder.patches.unflatten(0, (images, -1))[:, 0])
+        wholes = folder.patches.unflatten(0, (images, -1))[:, 0]
+        suggested, self.misfit = folder_share(wholes), tuple(map(float, misfit(wholes)))
         self.suits = bool(suggested > 0)
         if self.windows and max(self.windows) > images:
             msg = f"windows={list(self.windows)}: the largest is more than the {images} images."
@@ -240,11 +243,16 @@ def folder_share(patches: Tensor) -> Tensor:
     Args:
         patches: Mutual patch scores of the folder's images, ``[R, L]``.
     """
+    suits = [
+        ((misfits - measure) / (misfits - fits)).clamp(0, 1)
+        for measure, (fits, misfits) in zip(misfit(patches), (BESIDE_MAXIMA, BESIDE_REACH), strict=True)
+    ]
+    return LARGEST_SHARE * torch.maximum(*suits)
+
+
+def misfit(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """The two measures of :func:`folder_share`, beside the maxima and beside the reach, of ``[R, L]``."""
     medians, maxima = patches.median(dim=1).values, patches.amax(dim=1)
     beside_maxima = medians.std() / maxima.std().clamp(min=LEAST_SPREAD)
     beside_reach = centre_and_spread(medians)[1] / (maxima - medians).median().clamp(min=LEAST_SPREAD)
-    suits = [
-        ((misfits - measure) / (misfits - fits)).clamp(0, 1)
-        for measure, (fits, misfits) in ((beside_maxima, BESIDE_MAXIMA), (beside_reach, BESIDE_REACH))
-    ]
-    return LARGEST_SHARE * torch.maximum(*suits)
+    return beside_maxima, beside_reach

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence, Set
+from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
@@ -36,7 +36,7 @@ class HeadOptions:
         """Refuse values that no head can work with, and make all sequences tuples."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, list):
+            if isinstance(value, Sequence) and not isinstance(value, (str, bytes, tuple)):
                 object.__setattr__(self, field.name, tuple(value))
         check_smoothing(self.sigma)
         if self.image_score not in IMAGE_SCORES:
@@ -56,18 +56,20 @@ class HeadOptions:
 Options = TypeVar("Options", bound=HeadOptions)
 
 
-def make_options(cls: type[Options], given: Mapping[str, Any]) -> Options:
-    """Options of keywords.
+def check_fields(cls: type[HeadOptions], given: Mapping[str, Any]) -> None:
+    """Refuse keywords that ``cls`` does not have.
+
+    Heads call it before ``cls(**given)``, which stands where the keywords come in: the command line reads the arguments
+    that they may be from that call.
 
     Raises:
-        ArgumentError: If ``cls`` has no field of such a name; the message lists those it has. Or if a value cannot work.
+        ArgumentError: If there is no field of such a name; the message lists those that there are.
     """
     known = [field.name for field in dataclasses.fields(cls)]
     unknown = [name for name in given if name not in known]
     if unknown:
         msg = f"Unknown {', '.join(map(repr, unknown))}: {cls.__name__} has the fields {', '.join(known)}."
         raise ArgumentError(msg)
-    return cls(**given)
 
 
 def as_options(cls: type[Options], given: Options | Mapping[str, Any] | None, argument: str) -> Options:
@@ -84,18 +86,21 @@ def as_options(cls: type[Options], given: Options | Mapping[str, Any] | None, ar
     if not isinstance(given, Mapping):
         msg = f"{argument}={given!r} must be a mapping from argument to value, or {cls.__name__}(...)."
         raise ArgumentError(msg)
-    return make_options(cls, given)
+    check_fields(cls, given)
+    return cls(**given)
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - any value of an argument
-    """Bring a value to what JSON has: tuples become lists, paths and unknown objects texts."""
+    """Bring a value to what JSON has: NumPy's numbers become Python's, sequences lists, paths and unknown objects texts."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (Sequence, Set)) and not isinstance(value, (str, bytes)):
         return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else str(value)
 
 
 def check_smoothing(sigma: float | None) -> None:

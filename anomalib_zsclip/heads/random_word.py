@@ -23,7 +23,7 @@ from anomalib_zsclip.prompts.random_words import ANOMALOUS_STATES, NORMAL_STATES
 
 from .base import Head, HeadOutput
 from .maps import tokens_to_grid, upsample_and_smooth
-from .options import HeadOptions, Recipe, combine_image_score, make_options, plain
+from .options import HeadOptions, Recipe, check_fields, combine_image_score, plain
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,8 @@ class RandomWordHead(Head):
 
     def __init__(self, embed_dim: int, **options: Any) -> None:  # noqa: ANN401
         super().__init__()
-        self.options = make_options(RandomWordOptions, options)
+        check_fields(RandomWordOptions, options)
+        self.options = RandomWordOptions(**options)
         self.options.prompts()  # Phrases that cannot work show themselves here, not at set-up.
         self.network = self._make_network(embed_dim)
         self.register_buffer("center", torch.zeros(embed_dim))

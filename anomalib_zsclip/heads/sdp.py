@@ -20,7 +20,7 @@ from anomalib_zsclip.prompts.representative import check_rvs
 
 from .base import Head, HeadOutput
 from .maps import tokens_to_grid, upsample, upsample_and_smooth
-from .options import HeadOptions, Recipe, check_layers, combine_image_score, make_options
+from .options import HeadOptions, Recipe, check_fields, check_layers, combine_image_score
 
 LOGIT_SCALE = 100.0
 STAGES = 4
@@ -101,7 +101,8 @@ class SdpHead(Head):
 
     def __init__(self, backbone: ClipBackbone, **options: Any) -> None:  # noqa: ANN401
         super().__init__()
-        self.options = make_options(SdpOptions, options)
+        check_fields(SdpOptions, options)
+        self.options = SdpOptions(**options)
         self.depth = backbone.layers
         check_layers(self.options.layers, self.depth)
         self.register_buffer("text_features", torch.zeros(backbone.embed_dim, 2))

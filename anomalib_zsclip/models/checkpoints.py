@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,13 @@ def _learned(head: object) -> Recipe | None:
 
 
 def _plain_options(value: Any) -> Any:  # noqa: ANN401
-    """Typed arguments as a mapping, since a checkpoint holds no classes."""
-    return plain(vars(value)) if dataclasses.is_dataclass(value) else value
+    """Typed arguments as a mapping, and no numbers of NumPy's, since a checkpoint holds no classes."""
+    if dataclasses.is_dataclass(value):
+        return plain(vars(value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain_options(item) for item in value)
+    own = isinstance(value, (Real, Sequence, Mapping)) and not isinstance(value, (str, bytes))
+    return plain(value) if own else value
 
 
 # ---------------------------------------------------------------------- reading

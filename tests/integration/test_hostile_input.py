@@ -25,6 +25,7 @@ from anomalib.data import PredictDataset
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Trainer
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from anomalib_zsclip.errors import ArgumentError, BackboneError, CheckpointError
 from anomalib_zsclip.heads import random_word
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipOptions
 from anomalib_zsclip.heads.memory_bank import MemoryBank
+from anomalib_zsclip.heads.options import plain
 from anomalib_zsclip.heads.random_word import RandomWordHead, RandomWordOptions
 from anomalib_zsclip.heads.sdp import SdpHead, SdpOptions
 from anomalib_zsclip.images.checks import UNREADABLE
@@ -602,6 +604,25 @@ def test_an_argument_of_the_wrong_kind_is_refused_in_our_words(
     refused = {name: message for name, message in said.items() if message is not None}
     assert [name for name, message in refused.items() if name not in message and str(value) not in message] == []
     assert len(refused) > 10
+
+
+def test_numbers_and_lists_of_other_libraries_are_as_good_as_python_s(
+    tmp_path: Path, builtin: ClipBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClipBackbone, "load", lambda *_, **__: builtin)
+    given = {"layers": [np.int64(3), np.int64(6)], "windows": [np.int64(2)], "threshold": np.float32(0.5)}
+    listed = OmegaConf.create({"degrees": [1, 3]})["degrees"]
+    model = MuSc(backbone="builtin", degrees=listed, **given)
+    same = MuSc(backbone="builtin", degrees=[1, 3], layers=[3, 6], windows=[2], threshold=0.5)
+    assert plain(model.model.memory_bank.recipe(builtin)) == plain(same.model.memory_bank.recipe(builtin))
+    trainer = Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = MuSc.load_from_checkpoint(tmp_path / "model.ckpt")
+    assert loaded.model.memory_bank.blocks(builtin) == [3, 6]
+    assert loaded.threshold == 0.5
+    blocks = OmegaConf.create({"blocks": [2, 3], "scales": [2]})
+    assert RandomWordOptions(**blocks).recipe() == RandomWordOptions(blocks=(2, 3), scales=(2,)).recipe()
 
 
 # ---------------------------------------------------------------------- configuration files

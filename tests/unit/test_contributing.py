@@ -24,7 +24,7 @@ from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.clip.text_cache import embed_texts
 from anomalib_zsclip.heads.base import Head, HeadOutput
 from anomalib_zsclip.heads.maps import tokens_to_grid, upsample_and_smooth
-from anomalib_zsclip.heads.options import HeadOptions, Recipe, combine_image_score, make_options
+from anomalib_zsclip.heads.options import HeadOptions, Recipe, combine_image_score, check_fields
 """
 
 

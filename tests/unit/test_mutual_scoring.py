@@ -207,6 +207,8 @@ def test_the_share_is_of_folders_that_fit_together() -> None:
         scoring = MutualScoring()
         scoring.fit(FolderScores(patches_of_folder, (8, 8), unit(20, 5)), (8, 8))
         assert scoring.suits == suits
+        assert all((measure < 0.1) == suits for measure in scoring.misfit)
+        assert len(scoring.misfit) == 2
         assert ("one product?" in scoring.describe()) == (not suits)
     flawless = patches.clone()
     flawless[:, 5] = 0.5  # the same unusual place in every image, and no defect

@@ -22,7 +22,7 @@ from anomalib_zsclip.prompts.learned import CRANE
 
 from .base import HeadOutput
 from .learned_prompts import LearnedPromptsHead, LearnedPromptsOptions, first_dual_block, require
-from .losses import dice_loss, focal_loss
+from .losses import dice_loss, focal_loss, true_class
 from .maps import smooth, tokens_to_grid, upsample, upsample_and_smooth
 from .options import check_fields, combine_image_score
 from .two_sentences import class_logits
@@ -251,4 +251,4 @@ def map_losses(logits: Tensor, grid: tuple[int, int], masks: Tensor) -> dict[str
     masks = masks.float()
     probabilities = tokens_to_grid(logits.softmax(dim=-1).transpose(1, 2), grid)  # [B, 2, h, w]
     maps = F.interpolate(probabilities, size=(masks.shape[-2], masks.shape[-1]), mode="nearest")
-    return {"focal": focal_loss(maps, masks), "dice_anomalous": dice_loss(maps[:, 1], masks)}
+    return {"focal": focal_loss(true_class(maps, masks)), "dice_anomalous": dice_loss(maps[:, 1], masks)}

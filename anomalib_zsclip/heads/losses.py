@@ -6,21 +6,29 @@ import torch
 from torch import Tensor
 
 
-def focal_loss(probabilities: Tensor, masks: Tensor, gamma: float = 2.0, smoothing: float = 1e-5) -> Tensor:
-    """Focal loss of two-class probability maps (Lin et al. 2017), as the programs of all three use it.
+def true_class(probabilities: Tensor, masks: Tensor) -> Tensor:
+    """Probability that each pixel has of the class it is of, ``[B, H, W]``.
 
     Args:
         probabilities: Probabilities of normal and anomalous, ``[B, 2, H, W]``.
         masks: Ground truth in {0, 1}, ``[B, H, W]``.
+    """
+    return torch.where(masks.bool(), probabilities[:, 1], probabilities[:, 0])
+
+
+def focal_loss(true: Tensor, gamma: float = 2.0, smoothing: float = 1e-5) -> Tensor:
+    """Focal loss of two-class probability maps (Lin et al. 2017), as the programs of all three use it.
+
+    Args:
+        true: Probability of the class that each pixel is of, see :func:`true_class`; that of the other class is the rest.
         gamma: Focus on hard pixels.
         smoothing: Label smoothing, and the summand that keeps the logarithm finite.
 
     Returns:
         Mean over all pixels, a scalar.
     """
-    true = torch.where(masks.bool(), probabilities[:, 1], probabilities[:, 0])
-    other = torch.where(masks.bool(), probabilities[:, 0], probabilities[:, 1])
-    likelihood = (1 - smoothing) * true + smoothing * other + smoothing
+    # (1 - smoothing) * true + smoothing * (1 - true) + smoothing, in one step over a map of every pixel.
+    likelihood = (1 - 2 * smoothing) * true + 2 * smoothing
     return (-((1 - likelihood) ** gamma) * likelihood.log()).mean()
 
 

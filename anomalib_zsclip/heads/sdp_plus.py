@@ -268,7 +268,7 @@ def layer_losses(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """
     masks = (masks > 0.5).to(logits)
     # Both probabilities from the logit: one minus the other would lose digits where one is close to 1.
-    probabilities = torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=2)  # [layers, B, 2, H, W]
-    focal = torch.stack([focal_loss(layer, masks) for layer in probabilities])
-    dice = torch.stack([dice_loss(layer[:, 1], masks) for layer in probabilities])
+    true = [torch.where(masks.bool(), layer, -layer).sigmoid() for layer in logits]
+    focal = torch.stack([focal_loss(layer) for layer in true])
+    dice = torch.stack([dice_loss(layer.sigmoid(), masks) for layer in logits])
     return focal, dice

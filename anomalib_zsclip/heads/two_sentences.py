@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anomalib_zsclip.clip.precision import full_precision
 
-from .losses import dice_loss, focal_loss
+from .losses import dice_loss, focal_loss, true_class
 from .maps import tokens_to_grid, upsample, upsample_and_smooth
 
 
@@ -66,7 +66,7 @@ def map_losses(patch_features: Tensor, text_features: Tensor, masks: Tensor, tem
     maps = upsample(probabilities.movedim(-1, 2), (masks.shape[-2], masks.shape[-1]))  # [B, layers, 2, H, W]
     layers = maps.unbind(dim=1)
     return {
-        "focal": torch.stack([focal_loss(layer, masks) for layer in layers]),
+        "focal": torch.stack([focal_loss(true_class(layer, masks)) for layer in layers]),
         "dice_anomalous": torch.stack([dice_loss(layer[:, 1], masks) for layer in layers]),
         "dice_normal": torch.stack([dice_loss(layer[:, 0], 1 - masks) for layer in layers]),
     }

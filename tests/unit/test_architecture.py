@@ -127,7 +127,7 @@ OLD = {
     "leaderboard": ["read_results", "to_html", "to_markdown", "PUBLISHED", "tables"],
     "heads.few_shot": ["FewShotMemory", "near"],
     "maps": ["enlarge", "enlarge_and_smooth", "smooth", "tokens_to_grid"],
-    "losses": ["focal_loss", "dice_loss"],
+    "losses": ["focal_loss", "dice_loss", "true_class"],
     "post_processing": ["MonotonePostProcessor", "NO_DATA"],
     "pre_processing": ["ClipPreProcessor"],
     "predictions_file": ["PredictionsFile", "COLUMNS"],

@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn.functional import interpolate
 
-from anomalib_zsclip.heads.losses import dice_loss, focal_loss
+from anomalib_zsclip.heads.losses import dice_loss, focal_loss, true_class
 from anomalib_zsclip.heads.maps import like, smooth, tokens_to_grid, upsample, upsample_and_smooth
 
 
@@ -63,13 +63,13 @@ def test_focal_loss_by_hand() -> None:
     masks = torch.tensor([[[1, 0]]])
 
     expected = (-(0.2**2) * math.log(0.8) - 0.1**2 * math.log(0.9)) / 2
-    assert focal_loss(probabilities, masks).item() == pytest.approx(expected, abs=1e-5)
+    assert focal_loss(true_class(probabilities, masks)).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_focal_loss_is_finite_where_the_prediction_is_surely_wrong() -> None:
     probabilities = torch.tensor([[[[1.0]], [[0.0]]]])
 
-    assert focal_loss(probabilities, torch.ones(1, 1, 1)).item() == pytest.approx(-math.log(2e-5), rel=1e-3)
+    assert focal_loss(true_class(probabilities, torch.ones(1, 1, 1))).item() == pytest.approx(-math.log(2e-5), rel=1e-3)
 
 
 def test_dice_loss_by_hand() -> None:

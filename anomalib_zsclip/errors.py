@@ -42,6 +42,10 @@ class ArgumentError(ZsClipError, ValueError):
     """An argument has a value that cannot work."""
 
 
+class UnknownArgumentError(ArgumentError):
+    """There is no argument of this name."""
+
+
 def is_number(value: object) -> TypeGuard[float]:
     """Whether this is a finite number, and no truth value."""
     try:
@@ -97,6 +101,17 @@ def check_path(name: str, value: object) -> None:
     """
     if value is not None and not isinstance(value, (str, os.PathLike)):
         msg = f"{name}={value!r} must be the path of a file or folder."
+        raise ArgumentError(msg)
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither true nor false: the text "false", for one, would count as true.
+
+    Raises:
+        ArgumentError: If it is neither.
+    """
+    if not isinstance(value, bool):
+        msg = f"{name}={value!r} must be True or False."
         raise ArgumentError(msg)
 
 

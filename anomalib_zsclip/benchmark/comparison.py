@@ -29,7 +29,7 @@ from lightning.pytorch import LightningModule, Trainer
 from omegaconf import OmegaConf
 from tqdm.auto import tqdm
 
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, UnknownArgumentError
 
 from .evaluator import PapersEvaluator
 from .metrics import ExactAUPRO, auroc, average_precision, exact_pro, f1_max, official_pro
@@ -82,7 +82,7 @@ def comparable(model: str, arguments: Iterable[Mapping[str, Any]] = ()) -> Anoma
     cls = WinClipInBenchmark if cls is WinClip else cls
     try:
         return cls(**components, **merged)
-    except TypeError as error:
+    except (TypeError, UnknownArgumentError) as error:
         msg = f"arguments of {model}: {error}."
         raise ArgumentError(msg) from error
     except Exception as error:

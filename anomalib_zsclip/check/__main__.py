@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="for each group of models that is timed")
     parser.add_argument("--output", type=Path, default=Path("check.json"))
     options = parser.parse_args(arguments)
+    if options.output.is_dir():
+        parser.error(f"--output {options.output}: this is a folder; name a file.")
     devices = options.devices or (["cpu", "cuda"] if gpu else ["cpu"])
     if "cuda" in devices and not gpu:
         parser.error("--devices cuda: torch sees no GPU here.")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import open_clip
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, BackboneError, check_path
 
 from . import loading
 from .architectures import AUTO, BUILTIN, build_model, infer_config
@@ -78,7 +79,7 @@ class ClipBackbone(nn.Module):
     def load(
         cls,
         name: str = AUTO,
-        pretrained: str | None = None,
+        pretrained: str | Path | None = None,
         *,
         auto: tuple[str, str] = ("ViT-B-16-plus-240", "laion400m_e31"),
         position_mode: str = "bicubic",
@@ -97,6 +98,14 @@ class ClipBackbone(nn.Module):
             BackboneError: If the name, the tag or the file is wrong; the message says what to do. A backbone that was
                 named never falls back to another one.
         """
+        check_path("pretrained", pretrained)
+        if not isinstance(name, str):
+            msg = (
+                f"backbone={name!r} must be a name: 'auto', 'builtin' or one of open_clip's; a file of weights is for "
+                "pretrained=."
+            )
+            raise BackboneError(msg)
+        pretrained = None if pretrained is None else str(pretrained)
         return cls(*loading.load_clip(name, pretrained, auto), position_mode=position_mode)
 
     @classmethod

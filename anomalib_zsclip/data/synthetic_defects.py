@@ -23,7 +23,7 @@ from anomalib.data.utils import Split, TestSplitMode, ValSplitMode
 from anomalib.utils.path import resolve_dataset_root
 from torchvision.transforms.v2 import Transform
 
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, check_path, check_whole_number, is_number
 
 from .generator import RECIPE_VERSION, generate
 
@@ -62,6 +62,10 @@ CATEGORIES: dict[str, Category] = {
     "wood": Category("wood", 8, ("scratch", "hole", "stain", "crack", "glue")),
     "nut": Category("nut", 8, ("scratch", "rust", "break", "bent", "dent")),
 }
+
+
+SMALLEST = 32
+"""Least side of an image in pixels: smaller ones show no defects."""
 
 
 class SyntheticDefects(AnomalibDataModule):
@@ -124,8 +128,9 @@ class SyntheticDefects(AnomalibDataModule):
         defect_scale: float = 1.0,
     ) -> None:
         _check(category, image_size, num_train, num_test_good, num_test_per_defect, seed)
-        if not 0 < defect_scale <= 1:
-            msg = f"defect_scale={defect_scale} must be above 0 and at most 1, the usual size of defects."
+        check_path("root", root)
+        if not is_number(defect_scale) or not 0 < defect_scale <= 1:
+            msg = f"defect_scale={defect_scale!r} must be above 0 and at most 1, the usual size of defects."
             raise ArgumentError(msg)
         super().__init__(
             train_batch_size=train_batch_size,
@@ -232,19 +237,14 @@ def _check(
     category: str, image_size: int, num_train: int, num_test_good: int, num_test_per_defect: int, seed: int
 ) -> None:
     """Refuse what cannot work, saying what would."""
-    if category not in CATEGORIES:
+    if not isinstance(category, str) or category not in CATEGORIES:
         near = difflib.get_close_matches(str(category), CATEGORIES, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         msg = f"category={category!r} is unknown to SyntheticDefects.{hint} Known categories: {', '.join(CATEGORIES)}."
         raise ArgumentError(msg)
-    if image_size < 32:
-        msg = f"image_size={image_size} must be at least 32: smaller images show no defects."
-        raise ArgumentError(msg)
+    check_whole_number("image_size", image_size, SMALLEST)
     counts = {"num_train": num_train, "num_test_good": num_test_good, "num_test_per_defect": num_test_per_defect}
     for name, value in counts.items():
-        if value < 1:
-            msg = f"{name}={value} must be at least 1: no split of SyntheticDefects may be empty."
-            raise ArgumentError(msg)
-    if seed is not None and seed < 0:
-        msg = f"seed={seed} must not be negative."
-        raise ArgumentError(msg)
+        check_whole_number(name, value, 1)  # no split may be empty
+    if seed is not None:
+        check_whole_number("seed", seed, 0)

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 from torchvision.tv_tensors import Mask
 
-from anomalib_zsclip.errors import ArgumentError, ImageReadError
+from anomalib_zsclip.errors import ArgumentError, ImageReadError, check_flag, check_whole_number
 from anomalib_zsclip.images.reading import UNREADABLE
 from anomalib_zsclip.learning import TokenCache
 
@@ -64,6 +64,18 @@ class ZeroShotTransfer(AnomalibDataModule):
         num_workers: int = 8,
         seed: int | None = None,
     ) -> None:
+        self.auxiliary = list(auxiliary) if isinstance(auxiliary, Sequence) else [auxiliary]
+        if not self.auxiliary:
+            msg = "auxiliary=[] names no data module to learn from: give one or several."
+            raise ArgumentError(msg)
+        for name, module in (("target", target), *(("auxiliary", module) for module in self.auxiliary)):
+            if not isinstance(module, AnomalibDataModule):
+                msg = f"{name}={module!r} must be a data module, such as MVTecAD(category='bottle')."
+                raise ArgumentError(msg)
+        check_flag("all_categories", all_categories)
+        check_flag("allow_overlap", allow_overlap)
+        if seed is not None:
+            check_whole_number("seed", seed, 0)
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
@@ -72,10 +84,6 @@ class ZeroShotTransfer(AnomalibDataModule):
             test_augmentations=target.test_augmentations,
             seed=seed,
         )
-        self.auxiliary = list(auxiliary) if isinstance(auxiliary, Sequence) else [auxiliary]
-        if not self.auxiliary:
-            msg = "auxiliary=[] names no data module to learn from: give one or several."
-            raise ArgumentError(msg)
         self.target = target
         self.category = target.category
         self.all_categories = all_categories

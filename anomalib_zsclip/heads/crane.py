@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomalib_zsclip.clip import ClipBackbone, FeatureRequest, ImageFeatures, loading
-from anomalib_zsclip.errors import check_share, check_whole_number, is_number
+from anomalib_zsclip.errors import check_flag, check_share, check_whole_number, is_number
 from anomalib_zsclip.prompts.learned import CRANE
 
 from .base import HeadOutput
@@ -76,6 +76,7 @@ class CraneOptions(LearnedPromptsOptions):
         dual = self.self_correlation_blocks
         if dual is not None:
             check_whole_number("self_correlation_blocks", dual, 0)
+        check_flag("image_tokens", self.image_tokens)
         check_share("pooled_share", self.pooled_share)
         require(self.upsampled in UPSAMPLED, f"upsampled={self.upsampled!r} must be one of {', '.join(UPSAMPLED)}.")
         weight = self.map_loss_weight

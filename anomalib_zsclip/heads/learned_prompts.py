@@ -13,7 +13,7 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor
 
 from anomalib_zsclip.clip import ClipBackbone, loading
-from anomalib_zsclip.errors import ArgumentError, CheckpointError, check_whole_number, is_number
+from anomalib_zsclip.errors import ArgumentError, CheckpointError, check_flag, check_whole_number, is_number
 from anomalib_zsclip.prompts.learned import CRANE, OFFICIAL, PromptLearner, load_prompts
 
 from .base import LearnableHead
@@ -40,6 +40,8 @@ class LearnedPromptsOptions(HeadOptions):
         super().__post_init__()
         for name in ("n_ctx", "depth", "t_n_ctx"):
             check_whole_number(name, getattr(self, name), 1)
+        if self.round_prompts is not None:
+            check_flag("round_prompts", self.round_prompts)
         # Below, cosines over the temperature leave float32's range and the softmax becomes NaN.
         usable = is_number(self.temperature) and self.temperature >= 1e-6
         require(usable, f"temperature={self.temperature!r} must be finite and at least 1e-6.")

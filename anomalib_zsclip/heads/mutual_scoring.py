@@ -29,8 +29,8 @@ LEAST_SPREAD = 1e-4
 LARGEST_SHARE = 0.7
 """Share of mutual scoring in a folder that fits together."""
 
-BESIDE_MAXIMA, BESIDE_REACH = (0.5, 0.75), (0.12, 0.18)
-"""The two measures of :func:`folder_share`: up to where a folder fits together, and from where on it does not."""
+FITS, MISFITS = 0.03, 0.12
+"""Product of the two measures of :func:`misfit`: up to where a folder fits together, and from where on it does not."""
 
 HALF = 4.0
 """Spreads above the median at which a fused value is half way from 0.5 to 1; only the scale of the output."""
@@ -230,28 +230,32 @@ def folder_share(patches: Tensor) -> Tensor:
 
     Where the images show one product, their ordinary patches have their like in all the others, whichever image they are
     of: the medians of the images differ little. Where every image has a layout of its own, all of its patches are unlike the
-    others', some images more so than others, and a high score says "another layout", not "a defect". How much the medians
-    differ is counted in two ways, and a folder misfits if it does so in both:
-
-    * their standard deviation over that of the images' maxima, which is small where few images have a gross defect. On
-      procedural folders of one product with defects it is 0.08 to 0.21, on magnetic tiles 0.29; on folders in which every
-      picture has its own layout 0.4 (stone, where mutual scoring still helps) to 1.1 (boards, dials, labels, where it
-      misleads). Without a single defect it says nothing: 0.1 to 0.6 on the former;
-    * their median absolute deviation, as a standard deviation, over the way from an image's median to its maximum, which
-      needs no defects: 0.01 to 0.10 on the former, with or without defects, 0.16 (stone) to 0.3 on the latter.
+    others', some images more so than others, and a high score says "another layout", not "a defect". The product of the two
+    measures of :func:`misfit` (the first at most 1) tells. With the built-in backbone it was, on 14 procedural products, at
+    most 0.02 where half of 32 images had a defect, 0.06 where three of 19 had one, and 0.09 without any; 0.03 on magnetic
+    tiles; and on 24 folders in which every picture showed another product 0.04 (wood, where mutual scoring does no harm) to
+    0.5.
 
     Args:
         patches: Mutual patch scores of the folder's images, ``[R, L]``.
     """
-    suits = [
-        ((misfits - measure) / (misfits - fits)).clamp(0, 1)
-        for measure, (fits, misfits) in zip(misfit(patches), (BESIDE_MAXIMA, BESIDE_REACH), strict=True)
-    ]
-    return LARGEST_SHARE * torch.maximum(*suits)
+    beside_maxima, beside_reach = misfit(patches)
+    # Where the maxima are all alike, as they may be without a defect, the first measure has no bound and says nothing.
+    product = beside_maxima.clamp(max=1) * beside_reach
+    return LARGEST_SHARE * ((MISFITS - product) / (MISFITS - FITS)).clamp(0, 1)
 
 
 def misfit(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """The two measures of :func:`folder_share`, beside the maxima and beside the reach, of ``[R, L]``."""
+    """How much the medians of a folder's images differ, counted in two ways that fail in different folders.
+
+    * Their standard deviation over that of the images' maxima, which is small where few images have a gross defect; without
+      a single defect it says little.
+    * Their median absolute deviation, as a standard deviation, over the way from an image's median to its maximum, which
+      needs no defects, but is large for a product with coarse structure.
+
+    Args:
+        patches: Mutual patch scores of the folder's images, ``[R, L]``.
+    """
     medians, maxima = patches.median(dim=1).values, patches.amax(dim=1)
     beside_maxima = medians.std() / maxima.std().clamp(min=LEAST_SPREAD)
     beside_reach = centre_and_spread(medians)[1] / (maxima - medians).median().clamp(min=LEAST_SPREAD)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from anomalib_zsclip.errors import ArgumentError, check_list, check_whole_number, is_number
+from anomalib_zsclip.errors import ArgumentError, UnknownArgumentError, check_list, check_whole_number, is_number
 
 IMAGE_SCORES = ("text", "map_max", "mean")
 LARGEST_SIGMA = 1000.0
@@ -63,13 +63,13 @@ def check_fields(cls: type[HeadOptions], given: Mapping[str, Any]) -> None:
     that they may be from that call.
 
     Raises:
-        ArgumentError: If there is no field of such a name; the message lists those that there are.
+        UnknownArgumentError: If there is no field of such a name; the message lists those that there are.
     """
     known = [field.name for field in dataclasses.fields(cls)]
     unknown = [name for name in given if name not in known]
     if unknown:
         msg = f"Unknown {', '.join(map(repr, unknown))}: {cls.__name__} has the fields {', '.join(known)}."
-        raise ArgumentError(msg)
+        raise UnknownArgumentError(msg)
 
 
 def as_options(cls: type[Options], given: Options | Mapping[str, Any] | None, argument: str) -> Options:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from anomalib_zsclip.clip import BlockRange, ClipBackbone, FeatureRequest, ImageFeatures
 from anomalib_zsclip.clip.text_cache import embed_texts
-from anomalib_zsclip.errors import ArgumentError, check_list, check_whole_number, is_number
+from anomalib_zsclip.errors import ArgumentError, check_flag, check_list, check_whole_number, is_number
 from anomalib_zsclip.prompts.random_words import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, random_word_prompts
 
 from .base import Head, HeadOutput
@@ -100,9 +100,12 @@ class RandomWordOptions(HeadOptions):
         for index, scale in enumerate(self.scales):
             check_whole_number(f"scales[{index}]", scale, 1)
         pair = self.blocks is None or (isinstance(self.blocks, tuple) and len(self.blocks) == 2)
-        if not pair or not all(isinstance(block, int) for block in self.blocks or ()):
+        for index, block in enumerate(self.blocks or () if pair else ()):
+            check_whole_number(f"blocks[{index}]", block, 1)
+        if not pair or (self.blocks and self.blocks[0] > self.blocks[1]):
             msg = f"blocks={self.blocks!r} must be the first and the last block of a sum, such as (10, 12)."
             raise ArgumentError(msg)
+        check_flag("text_cache", self.text_cache)
 
     def prompts(self) -> tuple[list[str], list[str]]:
         """Sentences of the normal and of the anomalous class."""

@@ -76,7 +76,7 @@ class SdpOptions(HeadOptions):
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
         super().__post_init__()
-        check_rvs(self.rvs, self.rvs_params or {})
+        check_rvs(self.rvs, {} if self.rvs_params is None else self.rvs_params)
         check_path("prompts", self.prompts)
         self.sentences("object")  # A wrong domain or file shows itself here, not at set-up.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, check_flag, check_whole_number, is_number
 from anomalib_zsclip.heads.base import LearnableHead
 from anomalib_zsclip.images.pre_processing import whole_only
 
@@ -67,6 +67,21 @@ class LearningMixin(LightningModule):
     cache_budget_gb: float = 4.0
     learned_from: list[dict[str, Any]] | None = None
     _replaced_data: Any = None
+
+    def set_up_learning(self, *, learn: bool, epochs: int, token_cache: bool, cache_budget_gb: float) -> None:
+        """Take the constructor's arguments for learning.
+
+        Raises:
+            ArgumentError: If one has a value that cannot work.
+        """
+        check_flag("learn", learn)
+        check_flag("token_cache", token_cache)
+        check_whole_number("epochs", epochs, 1)
+        if not is_number(cache_budget_gb) or cache_budget_gb < 0:
+            msg = f"cache_budget_gb={cache_budget_gb!r} must be a number of gigabytes, 0 or more."
+            raise ArgumentError(msg)
+        self.learn, self.epochs = learn, epochs
+        self.token_cache, self.cache_budget_gb = token_cache, cache_budget_gb
 
     @property
     def learning_type(self) -> LearningType:

@@ -136,8 +136,8 @@ class AnomalyClip(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore
         else:
             head = AnomalyClipHead(file, learn=learn, **options)
         self.variant = variant
-        self.learn, self.epochs = learn, EPOCHS[variant] if epochs is None else epochs
-        self.token_cache, self.cache_budget_gb = token_cache, cache_budget_gb
+        epochs = EPOCHS[variant] if epochs is None else epochs
+        self.set_up_learning(learn=learn, epochs=epochs, token_cache=token_cache, cache_budget_gb=cache_budget_gb)
         self.assemble(
             clip,
             {variant: head},

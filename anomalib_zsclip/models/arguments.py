@@ -10,7 +10,7 @@ from anomalib.metrics import Evaluator
 
 from anomalib_zsclip.benchmark import PapersEvaluator
 from anomalib_zsclip.clip import ClipBackbone
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, check_flag, check_path, check_whole_number
 
 WEIGHT_FILES = ("checkpoint", "sdp_plus_checkpoint", "anomaly_clip_checkpoint", "crane_checkpoint")
 """Arguments that name files with learned parameters."""
@@ -26,9 +26,34 @@ def read_backbone_arguments(
     backbone: str, pretrained: str | Path | None, auto: tuple[str, str], position_mode: str
 ) -> ClipBackbone:
     """Load the backbone that a model's arguments name."""
-    return ClipBackbone.load(
-        backbone, str(pretrained) if pretrained is not None else None, auto=auto, position_mode=position_mode
-    )
+    return ClipBackbone.load(backbone, pretrained, auto=auto, position_mode=position_mode)
+
+
+def check_normal_images(normal_dir: str | Path | None, k_shot: int, normal_images: int) -> None:
+    """Refuse what cannot say where good parts are, and how many of them to take.
+
+    Raises:
+        ArgumentError: If one has a value that cannot work.
+    """
+    check_path("normal_dir", normal_dir)
+    check_whole_number("k_shot", k_shot, 0)
+    check_whole_number("normal_images", normal_images, 1)
+
+
+def check_common_arguments(precision: str, class_name: str | None, **flags: bool) -> None:
+    """Refuse what these arguments of every model cannot be.
+
+    Raises:
+        ArgumentError: If one is something else.
+    """
+    for name, flag in flags.items():
+        check_flag(name, flag)
+    if precision not in ("float32", "bf16", "fp16", "auto"):
+        msg = f"precision={precision!r} must be 'float32', 'bf16', 'fp16' or 'auto'."
+        raise ArgumentError(msg)
+    if class_name is not None and not isinstance(class_name, str):
+        msg = f"class_name={class_name!r} must be a text: what the images show."
+        raise ArgumentError(msg)
 
 
 def resolve_size(image_size: int | Sequence[int] | None, backbone: ClipBackbone) -> tuple[int, int]:

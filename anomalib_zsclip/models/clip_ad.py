@@ -140,8 +140,7 @@ class ClipAd(LearningMixin, ZeroShotMixin, AnomalibModule):  # type: ignore[misc
             file, self.published = take_published("sdp_plus", checkpoint, clip, learn=learn)
             if file is not None and file != IN_CHECKPOINT:
                 plus.load_linear_layers(file)
-        self.learn, self.epochs = learn, epochs
-        self.token_cache, self.cache_budget_gb = token_cache, cache_budget_gb
+        self.set_up_learning(learn=learn, epochs=epochs, token_cache=token_cache, cache_budget_gb=cache_budget_gb)
         self.assemble(
             clip,
             {variant.replace("+", "_plus"): head},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def check_unlabelled(value: int | str, least: int = 0) -> int | str:
     Raises:
         ArgumentError: If it is neither, or too few.
     """
-    number = isinstance(value, int) and not isinstance(value, bool)
+    number = isinstance(value, Integral) and not isinstance(value, bool)
     if value == ALL or (number and (int(value) >= FEWEST or value == 0 == least)):
         return value
     msg = f"unlabelled={value!r} must be {'' if least else '0, '}a number of images of at least {FEWEST}, or 'all'."

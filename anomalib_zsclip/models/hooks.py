@@ -23,7 +23,7 @@ from anomalib_zsclip.benchmark import PapersEvaluator
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.clip.archives import check_archive
 from anomalib_zsclip.clip.published import OPENAI_MEAN, OPENAI_STD
-from anomalib_zsclip.errors import ArgumentError, CheckpointError, ZsClipError, check_path, check_whole_number
+from anomalib_zsclip.errors import ArgumentError, CheckpointError, ZsClipError
 from anomalib_zsclip.heads.base import Head
 from anomalib_zsclip.images import DEFAULT_RULES, ClipPreProcessor, OneByOne, ReadAhead, ReadingRules, UnreadableImages
 from anomalib_zsclip.images.input_check import check_images
@@ -43,6 +43,7 @@ from anomalib_zsclip.outputs.post_processing import NO_DATA, check_false_alarms,
 from anomalib_zsclip.outputs.regions import DEFAULT_MIN_REGION, check_min_region
 from anomalib_zsclip.outputs.thresholds import DEFAULT_EXPECTED_DEFECTS, DEFAULT_FALSE_ALARMS
 
+from .arguments import check_common_arguments, check_normal_images
 from .checkpoints import check_file, read_record, write_record
 from .detector import Bindings
 from .export import ExportMixin
@@ -143,15 +144,8 @@ class ZeroShotMixin(TilesMixin, ExportMixin):
             reading: How image files are read.
             **model_arguments: Further arguments of :class:`ZeroShotModel`.
         """
-        if precision not in ("float32", "bf16", "fp16", "auto"):
-            msg = f"precision={precision!r} must be 'float32', 'bf16', 'fp16' or 'auto'."
-            raise ArgumentError(msg)
-        if class_name is not None and not isinstance(class_name, str):
-            msg = f"class_name={class_name!r} must be a text: what the images show."
-            raise ArgumentError(msg)
-        check_path("normal_dir", normal_dir)
-        check_whole_number("k_shot", k_shot, 0)
-        check_whole_number("normal_images", normal_images, 1)
+        check_common_arguments(precision, class_name, save_maps=save_maps, report=report, regions=regions)
+        check_normal_images(normal_dir, k_shot, normal_images)
         self.model = ZeroShotModel(backbone, heads, **model_arguments)
         self.bindings = Bindings()
         self.class_name = class_name

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from anomalib.models.components import AnomalibModule
 
-from anomalib_zsclip.errors import ArgumentError
+from anomalib_zsclip.errors import ArgumentError, check_path
 from anomalib_zsclip.images import unreadable_of
 from anomalib_zsclip.images.own_results import TEMPORARY
 from anomalib_zsclip.outputs import PictureRegions
@@ -76,6 +76,14 @@ def inspect(
     """
     from anomalib.engine import Engine  # imports anomalib.models, during which this module is imported
 
+    if images is None:
+        msg = "images=None must be the path of a folder or of a picture."
+        raise ArgumentError(msg)
+    check_path("images", images)
+    check_path("output", output)
+    if not isinstance(model, AnomalibModule) and not (isinstance(model, type) and issubclass(model, AnomalibModule)):
+        msg = f"model={model!r} must be a model or its class, such as model=anomalib_zsclip.AnomalyClip."
+        raise ArgumentError(msg)
     if isinstance(model, AnomalibModule):
         if normal_dir is not None or arguments:
             given = ", ".join([*(["normal_dir"] if normal_dir is not None else []), *arguments])

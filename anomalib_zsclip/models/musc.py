@@ -133,6 +133,9 @@ class MuSc(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin nar
         self.unlabelled, self.unlabelled_dir = check_unlabelled(unlabelled, least=1), unlabelled_dir
         self.expected_defects = check_expected_defects(expected_defects)
         views = Views.of(tiles, max_tiles, tile_share, view_chunk)
+        mutual = MutualScoring(windows=windows)
+        if unlabelled != ALL or views.tiling.is_on:
+            mutual = MutualScoring()  # the published evening out is of whole pictures, each among all the others
         self.assemble(
             clip,
             {},
@@ -151,6 +154,6 @@ class MuSc(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin nar
             min_region=min_region,
             reading=ReadingRules(depth_range, max_pixels, on_unreadable),
             memory_bank=PublishedBank(layers, degrees),
-            mutual=MutualScoring(windows=windows if unlabelled == ALL and not views.tiling.is_on else ()),
+            mutual=mutual,
             views=views,
         )

@@ -16,7 +16,7 @@ from torch import nn
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.clip.architectures import BUILTIN
 from anomalib_zsclip.clip.loading import shipped_head
-from anomalib_zsclip.errors import ArgumentError, CheckpointError, check_list, check_path
+from anomalib_zsclip.errors import ArgumentError, CheckpointError, check_flag, check_list, check_path
 from anomalib_zsclip.heads.anomaly_clip import AnomalyClipHead, AnomalyClipOptions
 from anomalib_zsclip.heads.base import Head
 from anomalib_zsclip.heads.crane import CraneHead, CraneOptions
@@ -194,6 +194,7 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         }
         if heads is None and clip.name == BUILTIN:
             names = [name for name in names if name not in NAMED_ONLY or given[name]]
+        _check_checkpoints(given, names)
         files = {name: given[name] or _shipped(clip, file) for name, file in SHIPPED.items()}
         self.published = {}
         for name in [name for name in names if name in files]:
@@ -211,6 +212,10 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
         if absent:
             logger.info("Heads without weights for the backbone %r are left out: %s.", clip.name, ", ".join(absent))
         made = {name: self._make_head(name, clip, files.get(name)) for name in names if name not in absent}
+        shares = _head_weights(weights)
+        _check_weights(shares, list(made), named=heads is not None)
+        check_flag("explain", explain)
+        namer = DefectNamer(clip.embed_dim, defect_words)
         check_path("unlabelled_dir", unlabelled_dir)
         self.unlabelled, self.unlabelled_dir = check_unlabelled(unlabelled), unlabelled_dir
         refuse_without_unlabelled(self.unlabelled, unlabelled_dir=unlabelled_dir, mutual_share=mutual_share)
@@ -239,8 +244,8 @@ class ZsClip(ZeroShotMixin, AnomalibModule):  # type: ignore[misc] # the mixin n
             memory_bank=MemoryBank(),
             memory_share=memory_share,
             mutual=MutualScoring(mutual_share),
-            namer=DefectNamer(clip.embed_dim, defect_words) if explain else None,
-            weights=_head_weights(weights),
+            namer=namer if explain else None,
+            weights=shares,
         )
 
     def _make_head(self, name: str, clip: ClipBackbone, file: str | Path | None) -> Head:
@@ -308,6 +313,27 @@ def _head_weights(weights: Mapping[str, float] | None) -> dict[str, float] | Non
         msg = f"weights={weights!r} must be a mapping from heads to numbers, such as {{sdp: 0.7, random_word: 0.3}}."
         raise ArgumentError(msg)
     return {_head_name(name): value for name, value in weights.items()}
+
+
+def _check_weights(weights: dict[str, float] | None, made: list[str], *, named: bool) -> None:
+    """Refuse weights of heads that are not there; where no heads are named, a checkpoint may bring them yet."""
+    idle = [name for name in weights or {} if name not in made]
+    if not idle:
+        return
+    msg = f"weights={weights} names {', '.join(map(repr, idle))}, and the model has the heads {', '.join(made)}."
+    if named:
+        raise ArgumentError(msg)
+    logger.warning("%s Name them all with heads=[...].", msg)
+
+
+def _check_checkpoints(given: Mapping[str, str | Path | None], names: list[str]) -> None:
+    """Refuse files of learned weights that are no paths, or that no head would read."""
+    for name, file in given.items():
+        argument = WEIGHT_ARGUMENTS[name]
+        check_path(argument, file)
+        if file is not None and name not in names:
+            msg = f"{argument}={str(file)!r} has no effect: the head {name!r} is not among heads={names}."
+            raise ArgumentError(msg)
 
 
 def _head_names(heads: Sequence[str] | None) -> list[str]:

@@ -246,8 +246,10 @@ class MonotonePostProcessor(DynamicBufferMixin, PostProcessor):
         """The threshold that a share of false alarms would give, on the scale of the predictions.
 
         Raises:
+            ArgumentError: If ``false_alarms`` is no share.
             ValueError: If there are fewer than two good parts.
         """
+        check_false_alarms(false_alarms)
         if len(self.good_scores) < 2:
             msg = f"A threshold needs at least two good parts, and there are {len(self.good_scores)}."
             raise ValueError(msg)

@@ -23,6 +23,7 @@ from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 
+from anomalib_zsclip.errors import check_list, check_path, check_whole_number
 from anomalib_zsclip.images.folder_data import rules_of
 from anomalib_zsclip.images.reading import DEFAULT_RULES, ReadingRules, read_picture
 
@@ -55,9 +56,16 @@ class FixedScaleVisualizer(ImageVisualizer):
         field_size: Width and height of each panel.
         output_dir: Folder of the pictures. Default: ``images`` in the trainer's root folder. Below it they lie as the images
             do (see :mod:`~anomalib_zsclip.outputs.paths`).
+
+    Raises:
+        ArgumentError: If one of them is something else.
     """
 
     def __init__(self, field_size: tuple[int, int] = (256, 256), output_dir: str | Path | None = None) -> None:
+        check_list("field_size", field_size, "two whole numbers, width and height in pixels", least=2)
+        for index, side in enumerate(field_size):
+            check_whole_number(f"field_size[{index}]", side, 1)
+        check_path("output_dir", output_dir)
         super().__init__(field_size=field_size, output_dir=output_dir)
         self._pool: ThreadPoolExecutor | None = None
         self._pending: deque[Future[None]] = deque()

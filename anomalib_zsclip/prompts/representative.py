@@ -73,7 +73,7 @@ def check_rvs(method: str, params: Mapping[str, float]) -> dict[str, float]:
     Raises:
         ArgumentError: If the method or a parameter is unknown, or a value is not positive.
     """
-    if method not in RVS_DEFAULTS:
+    if not isinstance(method, str) or method not in RVS_DEFAULTS:
         msg = f"rvs={method!r} must be one of {', '.join(RVS_DEFAULTS)}."
         raise ArgumentError(msg)
     known = RVS_DEFAULTS[method]

@@ -30,7 +30,18 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from anomalib_zsclip import AnomalyClip, ClipAd, ClipBackbone, MuSc, RandomWordClip, ZsClip
+from anomalib_zsclip import (
+    AnomalyClip,
+    ClipAd,
+    ClipBackbone,
+    MuSc,
+    RandomWordClip,
+    SyntheticDefects,
+    ZeroShotTransfer,
+    ZsClip,
+)  # fmt: skip
+from anomalib_zsclip import inspect as inspect_folder
+from anomalib_zsclip.benchmark.comparison import comparable
 from anomalib_zsclip.clip.architectures import build_model
 from anomalib_zsclip.clip.weight_files import read_weights
 from anomalib_zsclip.errors import ArgumentError, BackboneError, CheckpointError, ImageReadError, ZsClipError
@@ -41,6 +52,7 @@ from anomalib_zsclip.heads.options import plain
 from anomalib_zsclip.heads.random_word import RandomWordHead, RandomWordOptions
 from anomalib_zsclip.heads.sdp import SdpHead, SdpOptions
 from anomalib_zsclip.images.checks import UNREADABLE
+from anomalib_zsclip.outputs import FixedScaleVisualizer, MonotonePostProcessor
 from anomalib_zsclip.prompts.ensembles import state_sentences
 from anomalib_zsclip.prompts.learned import load_prompts
 from anomalib_zsclip.prompts.random_words import random_word_prompts
@@ -604,6 +616,78 @@ def test_an_argument_of_the_wrong_kind_is_refused_in_our_words(
     refused = {name: message for name, message in said.items() if message is not None}
     assert [name for name, message in refused.items() if name not in message and str(value) not in message] == []
     assert len(refused) > 10
+
+
+DOORS: list[tuple[Callable[[], object], str]] = [
+    (lambda: ClipAd(variant="sdp+", learn=True, epochs=None), "epochs=None"),
+    (lambda: AnomalyClip(learn=True, epochs=-1), "epochs=-1"),
+    (lambda: AnomalyClip(learn=True, cache_budget_gb="4"), "cache_budget_gb='4'"),
+    (lambda: AnomalyClip(learn="false"), "learn='false'"),
+    (lambda: AnomalyClip(variant="crane", image_tokens="no"), "image_tokens='no'"),
+    (lambda: AnomalyClip(round_prompts="no"), "round_prompts='no'"),
+    (lambda: ZsClip(report="false"), "report='false'"),
+    (lambda: ZsClip(explain=1), "explain=1"),
+    (lambda: ZsClip(explain=False, defect_words=3), "defect_words=3"),
+    (lambda: ZsClip(heads=["sdp"], weights={"sdp": 1, "crane": 1}), "names 'crane'"),
+    (lambda: ZsClip(heads=["sdp"], crane_checkpoint="typo.pth"), "crane_checkpoint='typo.pth'"),
+    (lambda: ZsClip(sdp_plus_checkpoint=False), "sdp_plus_checkpoint=False"),
+    (lambda: MuSc(windows="1,2,3"), "windows='1,2,3'"),
+    (lambda: MuSc(windows=3), "windows=3"),
+    (lambda: RandomWordClip(blocks=(True, 3)), r"blocks\[0\]=True"),
+    (lambda: RandomWordClip(blocks=(3, 2)), r"blocks=\(3, 2\)"),
+    (lambda: ClipAd(rvs={"dbscan": {"eps": 1.5}}), "rvs={"),
+    (lambda: ClipAd(rvs_params=0), "rvs_params=0"),
+    (lambda: inspect_folder(None), "images=None"),
+    (lambda: inspect_folder(["a.png", "b.png"]), "images="),
+    (lambda: inspect_folder("parts", model="ZsClip"), "model='ZsClip'"),
+    (lambda: inspect_folder("parts", output=3), "output=3"),
+    (lambda: SyntheticDefects(["knit", "roof"]), "category="),
+    (lambda: SyntheticDefects(image_size="256"), "image_size='256'"),
+    (lambda: SyntheticDefects(image_size=(256, 256)), "image_size="),
+    (lambda: SyntheticDefects(num_train=10.5), "num_train=10.5"),
+    (lambda: SyntheticDefects(num_test_good=True), "num_test_good=True"),
+    (lambda: SyntheticDefects(seed=1.5), "seed=1.5"),
+    (lambda: SyntheticDefects(defect_scale="0.5"), "defect_scale='0.5'"),
+    (lambda: SyntheticDefects(root=3), "root=3"),
+    (lambda: ZeroShotTransfer("Visa", SyntheticDefects()), "auxiliary='V'"),
+    (lambda: ZeroShotTransfer(SyntheticDefects(), "MVTecAD"), "target='MVTecAD'"),
+    (
+        lambda: ZeroShotTransfer(SyntheticDefects("wood"), SyntheticDefects(), allow_overlap="false"),
+        "allow_overlap='false'",
+    ),
+    (lambda: ZeroShotTransfer(SyntheticDefects("wood"), SyntheticDefects(), seed=-1), "seed=-1"),
+    (lambda: FixedScaleVisualizer(field_size=256), "field_size=256"),
+    (lambda: FixedScaleVisualizer(field_size=(256, "256")), r"field_size\[1\]='256'"),
+    (lambda: MonotonePostProcessor().threshold_for(5), "false_alarms=5"),
+    (lambda: comparable("RandomWordClip", [{"promts_per_class": 5}]), "'promts_per_class'"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), DOORS, ids=[message for _, message in DOORS])
+def test_every_door_refuses_in_our_words(
+    call: Callable[[], object], message: str, builtin: ClipBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClipBackbone, "load", lambda *_, **__: builtin)
+    with pytest.raises(ArgumentError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", [None, Path("weights.pt"), ["builtin"], 3])
+def test_a_backbone_is_a_name(name: object) -> None:
+    with pytest.raises(BackboneError, match=r"backbone=.*must be a name.*pretrained="):
+        ZsClip(backbone=name)  # type: ignore[arg-type]
+
+
+def test_weights_of_a_head_that_may_come_yet_are_a_warning(
+    builtin: ClipBackbone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ClipBackbone, "load", lambda *_, **__: builtin)
+    model = ZsClip(weights={"sdp": 0.5, "crane": 0.5})
+    assert "names 'crane'" in caplog.text
+    assert model.model.weights["sdp"] == 1
+    caplog.clear()
+    ZsClip(weights={"sdp": 0.5, "random_word": 0.5})
+    assert "names" not in caplog.text
 
 
 def test_numbers_and_lists_of_other_libraries_are_as_good_as_python_s(

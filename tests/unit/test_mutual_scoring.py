@@ -221,17 +221,17 @@ def test_the_share_is_of_folders_that_fit_together() -> None:
 @pytest.mark.parametrize(
     ("beside_maxima", "beside_reach", "share"),
     [
-        (0.5, 0.5, 0.7),
-        (0.6, 0.5, 0.7 * 0.6),
-        (0.7, 0.16, 0.7 / 3),
-        (0.9, 0.15, 0.7 / 2),
-        (0.9, 0.12, 0.7),
-        (0.76, 0.18, 0),
-        (0.6, 0.15, 0.7 * 0.6),
+        (0.25, 0.1, 0.7),  # 0.025
+        (0.5, 0.15, 0.35),  # 0.075, half way from 0.03 to 0.12
+        (0.3, 0.25, 0.35),
+        (0.5, 0.25, 0),  # 0.125
+        (0.6, 0.1, 0.7 * 2 / 3),  # 0.06
+        (4.0, 0.075, 0.35),  # the first counts as 1
+        (4.0, 0.02, 0.7),
     ],
 )
 def test_the_share_by_hand(beside_maxima: float, beside_reach: float, share: float) -> None:
-    """A folder misfits where it does so in both measures, and the better of them counts."""
+    """A folder misfits by the product of both measures."""
     steps = torch.tensor([1.0, -2, 0, 2, -1])
     medians = 0.3 + 0.01 * steps
     maxima = 0.3 + 0.01 * steps / beside_maxima + 0.01 * 1.4826 / beside_reach

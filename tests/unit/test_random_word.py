@@ -155,7 +155,7 @@ def test_unknown_options_are_refused(tiny: ClipBackbone) -> None:
 
 @pytest.mark.parametrize("blocks", [3, (), (3,), (1, 2, 3), (1.0, 2.0), "12"])
 def test_blocks_are_a_first_and_a_last_one(blocks: object) -> None:
-    with pytest.raises(ArgumentError, match="the first and the last block"):
+    with pytest.raises(ArgumentError, match=r"the first and the last block|blocks\[0\]"):
         RandomWordHead(48, blocks=blocks)
 
 

@@ -70,7 +70,7 @@ class MemoryBank(DynamicBufferMixin):
         if not 0 < quantile < 1:
             msg = f"memory bank: quantile={quantile} must be between 0 and 1."
             raise ArgumentError(msg)
-        check_list("scales", scales, "sides of windows in patches (degrees of MuSc)")
+        check_list("scales", scales, "odd sides of windows in patches (degrees of MuSc)")
         for index, side in enumerate(scales):
             check_whole_number(f"scales[{index}] (degrees of MuSc)", side, 1)
             if side % 2 == 0:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from anomalib_zsclip import ZsClip
+from anomalib_zsclip import MuSc, ZsClip
 from anomalib_zsclip.clip import ClipBackbone
 from anomalib_zsclip.errors import ArgumentError, CheckpointError
 from anomalib_zsclip.heads.base import HeadOutput
@@ -355,3 +356,18 @@ def test_the_images_under_judgement_are_the_references(stage: str, expected: str
     found = find_unlabelled_images(None, trainer)  # type: ignore[arg-type]
     assert found is not None
     assert found.files == (Path("own.png"),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "windows"),
+    [
+        ({"unlabelled": "all"}, (1, 2, 3)),
+        ({"unlabelled": "all", "windows": [1, 8, 9]}, (1, 8, 9)),
+        ({"unlabelled": 8}, ()),
+        ({"unlabelled": "all", "tiles": 2}, ()),
+    ],
+)
+def test_scores_are_evened_out_among_whole_pictures_that_are_all_compared(
+    arguments: dict[str, Any], windows: tuple[int, ...]
+) -> None:
+    assert MuSc(backbone="builtin", **arguments).model.mutual.windows == windows
